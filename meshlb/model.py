@@ -1,0 +1,176 @@
+"""The nouns that cross rooms: where a call can go, what came of it, and what is known of it before it leaves."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from meshlb.errors import ConfigError
+
+
+class Status(StrEnum):
+    """What the registry says of an instance, judged by us from all its checks.
+
+    The order of badness is Consul's ``AggregatedStatus``: maintenance, critical, warning, passing.
+    """
+
+    PASSING = "passing"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    MAINTENANCE = "maintenance"
+
+
+class Identity(NamedTuple):
+    """The key that an endpoint's live state is kept under; it survives every update of the set."""
+
+    datacenter: str
+    node: str
+    id: str
+    host: str
+    port: int
+
+
+_NO_META: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One instance of a service, as the registry describes it.
+
+    ``weight`` is relative to the other endpoints of the service, finite and above zero. An instance that must get no
+    traffic is expressed by ``status``, with the reason in words in ``status_reason``.
+
+    Raises ConfigError for an empty host, a port outside 1 to 65535 and a weight that is not a finite number above 0.
+    """
+
+    host: str
+    port: int
+    weight: float = 1.0
+    zone: str = ""
+    id: str = ""
+    node: str = ""
+    datacenter: str = ""
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=lambda: _NO_META, hash=False)
+    status: Status = Status.PASSING
+    status_reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host or any(c.isspace() or c in "/@" for c in self.host):
+            raise ConfigError(f"Endpoint.host: {self.host!r} is not a host name or an IP address")
+        if self.host.startswith("["):
+            object.__setattr__(self, "host", self.host.removeprefix("[").removesuffix("]"))
+        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 < self.port < 65536:
+            raise ConfigError(f"Endpoint.port: {self.port!r} is not a port from 1 to 65535 (host {self.host!r})")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise ConfigError(f"Endpoint.weight: {self.weight!r} is not a number (endpoint {self.address})")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ConfigError(f"Endpoint.weight: {self.weight!r} is not a finite number above 0 ({self.address})")
+
+    @classmethod
+    def parse(cls, address: str) -> Endpoint:
+        """Read ``host:port`` or ``[v6]:port``. Raises ConfigError that shows the address and the expected form."""
+        host, separator, port = address.strip().rpartition(":") if isinstance(address, str) else ("", "", "")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not separator or not port.isascii() or not port.isdigit() or not host or (":" in host and not bracketed):
+            raise ConfigError(f"address {address!r} is not of the form 'host:port' or '[IPv6]:port'")
+        return cls(host, int(port))
+
+    @property
+    def address(self) -> str:
+        """``host:port``, with brackets round an IPv6 address: what stands in a URL or a gRPC target."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def identity(self) -> Identity:
+        """The key of the live state. Not part of it: weight, tags, meta and status, which may change in place."""
+        return Identity(self.datacenter, self.node, self.id, self.host, self.port)
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether ``host`` is a literal IP address, which needs no name resolution."""
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+
+class OutcomeKind(Enum):
+    """Whose fault an attempt's end was; what the endpoint's state learns from it."""
+
+    OK = "ok"
+    FAILURE = "failure"
+    """Counts against the endpoint: penalised latency, consecutive failures, failure rate."""
+    OVERLOAD = "overload"
+    """429, RESOURCE_EXHAUSTED: raises the endpoint's cost and failure rate, never its consecutive failures."""
+    IGNORED = "ignored"
+    """The caller's or this process's own doing (cancelled, bad request, local limit): touches nothing."""
+
+
+class Sent(Enum):
+    """How far the request got, which with idempotency decides whether another attempt is safe."""
+
+    NOT_SENT = "not_sent"
+    """Provably never reached the server."""
+    MAYBE = "maybe"
+    """May have been processed."""
+    ANSWERED = "answered"
+    """The server answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attempt; closes its lease.
+
+    ``retryable``: another endpoint might do better (whether trying it is *safe* is decided from ``sent``, idempotency
+    and the body). ``retry_after``: the server's own hint in seconds (Retry-After, grpc-retry-pushback-ms); negative
+    means "do not retry"; ``hint_binds``: it is meant for the service (429, gRPC pushback), not for this instance alone
+    (503 while shutting down), so a retry on another endpoint waits too. ``reason``: the error in a word or two ("503", "UNAVAILABLE", "ConnectError"): it becomes
+    ``error.type`` in telemetry and the breaker's reason in the snapshot.
+    """
+
+    kind: OutcomeKind
+    sent: Sent = Sent.ANSWERED
+    retryable: bool = False
+    retry_after: float | None = None
+    reason: str = ""
+    hint_binds: bool = False
+
+
+OK: Final = Outcome(OutcomeKind.OK)
+"""The outcome of a call that went well: one shared object, since nothing about it varies."""
+
+CANCELLED: Final = Outcome(OutcomeKind.IGNORED, Sent.MAYBE, reason="cancelled")
+"""The caller gave up: no endpoint's fault."""
+
+ABANDONED: Final = Outcome(OutcomeKind.IGNORED, Sent.MAYBE, reason="abandoned")
+"""The lease was garbage collected without being closed."""
+
+
+HashKey = str | bytes | int
+"""What a hash policy hashes. The same key goes to the same endpoint from every process."""
+
+
+class CallContext:
+    """What a policy may look at when it picks: the hash key, the method, and the endpoints this call already tried."""
+
+    __slots__ = ("excluded", "key", "method")
+
+    def __init__(self, key: HashKey | None = None, method: str = "", excluded: Collection[object] = ()) -> None:
+        self.key = key
+        self.method = method
+        self.excluded = excluded
+        """Candidates that must not be picked while another one exists: those this call has already tried."""
+
+    def __repr__(self) -> str:
+        return f"CallContext(key={self.key!r}, method={self.method!r}, excluded={self.excluded!r})"
+
+
+NO_CONTEXT: Final = CallContext()
+"""The context of a first attempt without a key. Shared, so that the common call allocates none."""

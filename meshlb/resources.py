@@ -1,0 +1,136 @@
+"""One resource an endpoint: a connection pool or a sub-channel, made lazily, closed when it is no longer wanted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from meshlb import control
+
+if TYPE_CHECKING:
+    from meshlb.cluster import Cluster
+    from meshlb.node import Node
+
+logger = logging.getLogger("meshlb.resources")
+
+T = TypeVar("T")
+
+_SWEEPS_PER_TIMEOUT: Final = 2.0
+"""How often idle resources are looked for: an idle one lives at most one and a half times the timeout."""
+
+
+class EndpointResources(Generic[T]):
+    """The resources that one adapter holds for the endpoints of one cluster.
+
+    ``make(node)`` builds one, at the first call to that endpoint; ``close(resource)`` ends it, on the control loop's
+    thread or on the thread that closes the adapter, and must not block for long. A resource is closed when its
+    endpoint has left the set and has drained, when the endpoint has had no call for ``config.idle_timeout`` seconds,
+    and by ``close``. In the child of a fork the parent's resources are dropped without being closed: their sockets
+    belong to the parent's calls too.
+
+    Begin a lease before ``get``: an endpoint with an attempt in flight is never swept.
+    """
+
+    def __init__(
+        self, cluster: Cluster, make: Callable[[Node], T], close: Callable[[T], object], *, keep_after_fork: bool = False
+    ) -> None:
+        self._cluster = cluster
+        self._make = make
+        self._close = close
+        self._keep_after_fork = keep_after_fork
+        self._inherited: list[dict[Node, T]] = []
+        self._live: dict[Node, T] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._sweeping = False
+        cluster.add_listener(self)
+        control.on_fork(self)
+
+    def get(self, node: Node) -> T:
+        """The endpoint's resource. Raises whatever ``make`` raises, and RuntimeError after ``close``."""
+        resource = self._live.get(node)
+        return self._build(node) if resource is None else resource
+
+    def _build(self, node: Node) -> T:
+        with self._lock:
+            resource = self._live.get(node)
+            if resource is not None:
+                return resource
+            if self._closed:
+                raise RuntimeError("the transport or channel has been closed")
+            resource = self._live[node] = self._make(node)
+            if not self._sweeping:
+                self._sweeping = True
+                self._schedule_sweep()
+            return resource
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def endpoint_removed(self, node: Node) -> None:
+        """Close what is held for an endpoint that is gone (ClusterListener)."""
+        with self._lock:
+            resource = self._live.pop(node, None)
+        if resource is not None:
+            self._end(resource)
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        with self._lock:
+            self._closed = True
+            resources, self._live = tuple(self._live.values()), {}
+        self._cluster.remove_listener(self)
+        for resource in resources:
+            self._end(resource)
+
+    def _end(self, resource: T) -> None:
+        try:
+            self._close(resource)
+        except Exception:
+            logger.exception("%s: closing a connection failed", self._cluster.service)
+
+    def _schedule_sweep(self) -> None:
+        # The timer must not keep an adapter alive that its user has dropped.
+        me = weakref.ref(self)
+
+        def sweep() -> None:
+            resources = me()
+            if resources is not None:
+                resources._sweep()
+
+        self._cluster.call_later(self._cluster.config.idle_timeout / _SWEEPS_PER_TIMEOUT, sweep)
+
+    def _sweep(self) -> None:
+        oldest = self._cluster.clock() - self._cluster.config.idle_timeout
+        idle = []
+        with self._lock:
+            if self._closed:
+                return
+            for node in [node for node in self._live if node.in_flight == 0 and node.last_picked < oldest]:
+                resource = self._live.pop(node)
+                # A call that began before the pop may hold the resource already; one that begins after it makes a
+                # new one. So only now does "nothing in flight" mean that nobody has it.
+                if node.in_flight:
+                    self._live[node] = resource
+                else:
+                    idle.append(resource)
+            self._sweeping = bool(self._live)
+        for resource in idle:
+            self._end(resource)
+        if self._sweeping:
+            self._schedule_sweep()
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._sweeping = False
+        inherited, self._live = self._live, {}
+        if self._keep_after_fork:
+            self._inherited.append(inherited)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # unclosed on purpose: see the class
+            inherited.clear()

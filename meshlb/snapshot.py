@@ -1,0 +1,79 @@
+"""A cluster as plain data: what an operator, the status page and the exporters read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from meshlb.model import Status
+from meshlb.resilience.breaker import BreakerState
+from meshlb.topology import Standing
+
+if TYPE_CHECKING:
+    from meshlb.cluster import Cluster
+    from meshlb.node import Node
+
+
+def cluster_snapshot(cluster: Cluster, nodes: Iterable[Node], last_error: Exception | None) -> dict[str, Any]:
+    """JSON types only. Times are seconds; ``age`` is None until the registry has answered."""
+    now = cluster.clock()
+    view = cluster.view
+    eligible = set(view.nodes)
+    return {
+        "service": cluster.service,
+        "query": str(cluster.query),
+        "policy": cluster.policy.name,
+        "version": view.version,
+        "age": cluster.age,
+        "panic": view.panic,
+        "last_error": None if last_error is None else str(last_error),
+        "retries": cluster.retries,
+        "retry_balance": None if cluster.budget is None else cluster.budget.balance,
+        "endpoints": [endpoint_snapshot(node, now, eligible=node in eligible) for node in nodes],
+    }
+
+
+def endpoint_snapshot(node: Node, now: float, *, eligible: bool) -> dict[str, Any]:
+    """One row. ``reason`` says in words why the state is what it is; empty for a healthy endpoint."""
+    endpoint = node.endpoint
+    breaker = node.breaker
+    return {
+        "address": endpoint.address,
+        "id": endpoint.id,
+        "node": endpoint.node,
+        "datacenter": endpoint.datacenter,
+        "zone": endpoint.zone,
+        "status": endpoint.status.value,
+        "state": node.standing.value,
+        "reason": _reason(node, now),
+        "eligible": eligible,
+        "weight": node.weight,
+        "tier": 0,
+        "in_flight": node.in_flight,
+        "latency": node.latency.at(now) if node.latency.has_history else None,
+        "oldest_wait": node.oldest_wait(now),
+        "breaker": None if breaker is None else breaker.state.value,
+        "calls": node.calls,
+        "successes": node.successes,
+        "failures": node.failures,
+        "overloads": node.overloads,
+        "ignored": node.ignored,
+        "last_failure": node.last_failure,
+    }
+
+
+def _reason(node: Node, now: float) -> str:
+    match node.standing:
+        case Standing.DRAINING:
+            return f"left the registry; {node.in_flight} calls still open"
+        case Standing.MAINTENANCE | Standing.CRITICAL:
+            return node.endpoint.status_reason or f"the registry says {node.endpoint.status.value}"
+        case Standing.OPEN if node.breaker is not None:
+            return f"{node.breaker.reason}; probed in {max(0.0, node.breaker.retry_at - now):.1f} s"
+        case Standing.HALF_OPEN if node.breaker is not None:
+            return f"{node.breaker.reason}; being probed"
+    if node.endpoint.status is Status.WARNING:
+        return node.endpoint.status_reason or "the registry says warning"
+    if node.breaker is not None and node.breaker.state is BreakerState.CLOSED and node.breaker.failures:
+        return f"{node.breaker.failures} consecutive failures ({node.last_failure})"
+    return ""
