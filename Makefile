@@ -24,14 +24,15 @@ demo: $(READY)
 	$(BIN)/meshlb demo
 
 test: $(READY)
-	@echo "consul: $$($(BIN)/python -m tests.support.consul_binary)"
+	$(BIN)/python -m tests.support.consul_binary
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
+# lint-imports --no-cache: its cache keeps an import unresolved after the module has come to be.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(TYPED)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -55,5 +56,5 @@ proto: $(PROTO_VENV)/.installed
 		meshlb/_proto/echo.proto
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
