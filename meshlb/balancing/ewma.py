@@ -45,6 +45,8 @@ class PeakEwma:
 
     def observe(self, sample: float, now: float) -> None:
         """Take in the latency of a success (seconds) and end a penalty."""
+        if sample < 0.0:
+            sample = 0.0  # a clock that went back; a negative cost would attract every call
         weight = exp(min(self.stamp - now, 0.0) / self.decay)  # 0 for the first sample, which is so taken whole
         if self.peak and sample > self.value * weight:
             self.value = sample
@@ -56,7 +58,9 @@ class PeakEwma:
 
     def penalize(self, now: float, hint: float | None = None) -> None:
         """Take in a failure. ``hint``: the server's Retry-After in seconds, capped at 300 and never below 5."""
-        seconds = FAILURE_PENALTY if hint is None else min(max(hint, FAILURE_PENALTY), MAX_PENALTY)
+        seconds = FAILURE_PENALTY
+        if hint is not None and hint > FAILURE_PENALTY:  # False for NaN, which must not get into a cost
+            seconds = min(hint, MAX_PENALTY)
         self.penalty = max(seconds, self._decayed(self.penalty, self.penalty_stamp, now))
         self.penalty_stamp = now
         self.has_history = True

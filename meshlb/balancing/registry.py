@@ -1,0 +1,82 @@
+"""Policies by name: the built-in ones, and those that a program registers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Final
+
+from meshlb.balancing.base import Policy
+from meshlb.balancing.consistent_hash import ConsistentHash
+from meshlb.balancing.ip_hash import IPHash
+from meshlb.balancing.least_connections import LeastConnections
+from meshlb.balancing.least_response_time import LeastResponseTime
+from meshlb.balancing.random_choice import Random
+from meshlb.balancing.round_robin import RoundRobin
+from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
+from meshlb.errors import ConfigError
+
+PolicyFactory = Callable[[], Policy]
+"""Makes a policy with its default options. A frozen dataclass whose fields all have defaults is one."""
+
+_BUILT_IN: Final[dict[str, PolicyFactory]] = {
+    factory.name: factory
+    for factory in (RoundRobin, WeightedRoundRobin, Random, LeastConnections, LeastResponseTime, ConsistentHash, IPHash)
+}
+_registered: dict[str, PolicyFactory] = {}
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def register_policy(name: str, factory: PolicyFactory) -> None:
+    """Make a policy available by name, in ``ServiceConfig(policy=name)`` and in configuration files.
+
+    ``factory`` is called without arguments whenever a service is configured by the bare name. A second registration of
+    a name replaces the first, so that a module can be reloaded.
+
+    Raises ConfigError for a name that is not of lower-case letters, digits and underscores, for the name of a built-in
+    policy, and for a factory that cannot be called.
+    """
+    if not _NAME.fullmatch(str(name)):
+        raise ConfigError(f"policy name {name!r}: use lower-case letters, digits and underscores, a letter first")
+    if name in _BUILT_IN:
+        raise ConfigError(f"policy name {name!r} is taken by a built-in policy")
+    if not callable(factory):
+        raise ConfigError(f"policy {name!r}: the factory {factory!r} is not callable")
+    _registered[name] = factory
+
+
+def resolve_policy(policy: str | Policy) -> Policy:
+    """The policy of that name with its default options; a policy object is returned as it is.
+
+    Raises ConfigError for an unknown name (naming the known ones) and for an object that is no policy.
+    """
+    if not isinstance(policy, str):
+        return _checked(policy, f"policy {policy!r}")
+    factory = _BUILT_IN.get(policy) or _registered.get(policy)
+    if factory is None:
+        known = policy_names()
+        close = get_close_matches(policy, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"policy {policy!r} is unknown{hint} Known: {', '.join(known)}")
+    try:
+        made = factory()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"policy {policy!r}: its factory failed: {error!r}") from error
+    return _checked(made, f"policy {policy!r}: what its factory returned, {made!r},")
+
+
+def policy_names() -> list[str]:
+    """All names that ``resolve_policy`` knows, sorted."""
+    return sorted(_BUILT_IN.keys() | _registered.keys())
+
+
+def _checked(policy: Policy, what: str) -> Policy:
+    if isinstance(policy, type):
+        raise ConfigError(f"{what} is a class; give an instance of it: {policy.__name__}()")
+    if not callable(getattr(policy, "build", None)) or not isinstance(getattr(policy, "name", None), str):
+        raise ConfigError(f"{what} is neither the name of a policy nor a policy: it lacks 'name' or 'build'")
+    return policy

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from meshlb import Breaker, Endpoint, Mesh, ServiceConfig, Status
+from meshlb.call import Call, Safety
+from meshlb.discovery import StaticDiscovery
+from meshlb.model import NO_CONTEXT, Outcome, OutcomeKind, Sent
+from meshlb.telemetry import names
+from meshlb.telemetry.gauges import READERS
+from tests.telemetry.rig import Rig
+
+FAILED = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, retryable=True, reason="503")
+OVERLOADED = Outcome(OutcomeKind.OVERLOAD, Sent.ANSWERED, reason="429")
+PORT = "network.peer.port"
+
+
+def test_the_figures_of_each_endpoint(rig: Rig):
+    ports = {8001, 8002}
+    lease = rig.cluster.start()
+    busy = lease.endpoint.port
+    (idle,) = ports - {busy}
+    assert rig.values("meshlb.endpoint.in_flight", PORT) == {busy: 1, idle: 0}
+    assert rig.values("meshlb.endpoint.calls", PORT) == {busy: 1, idle: 0}
+    assert rig.values("meshlb.endpoint.weight", PORT) == {8001: 1, 8002: 3}
+    assert rig.values("meshlb.endpoint.latency", PORT) == {}  # unknown is not 0
+    rig.clock.now += 0.5
+    lease.close()
+    assert rig.values("meshlb.endpoint.in_flight", PORT) == {busy: 0, idle: 0}
+    assert rig.values("meshlb.endpoint.latency", PORT) == {busy: 0.5}
+    rig.cluster.start().close(OVERLOADED)
+    rig.cluster.start().close(FAILED)
+    failures = rig.values("meshlb.endpoint.failures", PORT, "meshlb.outcome")
+    assert failures == {
+        (busy, "failure"): 1,
+        (busy, "overload"): 0,
+        (idle, "failure"): 0,
+        (idle, "overload"): 1,
+    }
+    attributes = [dict(point.attributes) for point in rig.points("meshlb.endpoint.calls")]
+    assert {
+        "meshlb.service": "orders",
+        "network.peer.address": "10.0.0.1",
+        "network.peer.port": 8001,
+        "meshlb.zone": "a",
+    } in attributes
+
+
+def test_the_state_is_one_for_the_current_and_zero_for_the_others():
+    states = {"ready": 0, "open": 0, "half_open": 0, "critical": 0, "maintenance": 0}
+    with Rig() as rig:
+        discovery = StaticDiscovery(
+            {
+                "stock": [
+                    Endpoint("10.0.0.3", 1),
+                    Endpoint("10.0.0.4", 2, status=Status.MAINTENANCE),
+                    Endpoint("10.0.0.5", 3, status=Status.CRITICAL),
+                ]
+            }
+        )
+        config = ServiceConfig(policy="round_robin", breaker=Breaker(consecutive_failures=1), panic_threshold=0)
+        with Mesh(discovery, meter_provider=rig.meters, defaults=config) as mesh:
+            stock = mesh.cluster("stock")
+            stock.wait_ready(5)
+            stock.start().close(FAILED)
+            found = rig.values("meshlb.endpoint.state", "meshlb.service", PORT, "meshlb.endpoint.state")
+            for port, state in {1: "open", 2: "maintenance", 3: "critical"}.items():
+                assert {name: found["stock", port, name] for name in states} == {**states, state: 1}
+            counts = rig.values("meshlb.service.endpoints", "meshlb.service", "meshlb.endpoint.state")
+            assert {name: counts["stock", name] for name in states} == {
+                **states,
+                "open": 1,
+                "maintenance": 1,
+                "critical": 1,
+            }
+
+
+def test_the_figures_of_a_service(rig: Rig):
+    rig.clock.now += 7.0
+    assert rig.values("meshlb.discovery.age", "meshlb.service") == {"orders": 7.0}
+    assert rig.values("meshlb.service.retries", "meshlb.service") == {"orders": 0}
+    lease = rig.cluster.start()
+    call = Call(rig.cluster, NO_CONTEXT, lease.started, None)
+    assert call.after(lease, FAILED, Safety.IDEMPOTENT) is not None
+    again = call.again()
+    assert again is not None
+    again.close()
+    assert rig.values("meshlb.service.retries", "meshlb.service") == {"orders": 1}
+
+
+def test_endpoints_can_be_left_out():
+    with Rig(endpoint_metrics=False) as rig:
+        for reader in READERS:
+            assert bool(rig.points(reader.name)) is not reader.per_endpoint, reader.name
+
+
+def test_a_tag_and_a_datacenter_keep_services_apart(rig: Rig):
+    cluster = rig.mesh.cluster("orders", tag="v2", datacenter="dc2")
+    found = [dict(point.attributes) for point in rig.points("meshlb.service.retries")]
+    assert {"meshlb.service": "orders", "meshlb.tag": "v2", "meshlb.datacenter": "dc2"} in found
+    assert {"meshlb.service": "orders"} in found
+    assert cluster is not rig.cluster
+
+
+def test_two_meshes_of_one_program_are_added_up(rig: Rig):
+    with rig.make_mesh() as other:
+        there = rig.service(other)
+        leases = [rig.cluster.start(), rig.cluster.start(), there.start(), there.start()]
+        assert rig.values("meshlb.endpoint.in_flight", PORT) == {8001: 2, 8002: 2}
+        assert rig.values("meshlb.endpoint.weight", PORT) == {8001: 1, 8002: 3}
+        for lease in leases:
+            lease.close()
+    assert rig.values("meshlb.endpoint.in_flight", PORT) == {8001: 0, 8002: 0}
+
+
+def test_a_closed_mesh_is_reported_no_more(rig: Rig):
+    assert rig.points("meshlb.service.retries")
+    lease = rig.cluster.start()
+    attempt = rig.mesh.telemetry.rpc_attempt(rig.cluster, lease, method="/a/b")
+    rig.mesh.close()
+    for reader in READERS:
+        assert rig.points(reader.name) == []
+    lease.close()
+    attempt.finish("OK")  # was under way: it still counts
+    (point,) = rig.points("rpc.client.call.duration")
+    assert point.count == 1
+
+
+def test_a_mesh_that_is_dropped_unclosed_is_not_kept_alive():
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader])
+    mesh = Mesh(StaticDiscovery({}), meter_provider=meters)
+    mesh.telemetry.cluster_added(mesh_cluster_without_watch(mesh))
+    dropped = weakref.ref(mesh)
+    del mesh
+    gc.collect()
+    assert dropped() is None
+    reader.get_metrics_data()
+    meters.shutdown()
+
+
+def mesh_cluster_without_watch(mesh: Mesh):
+    """A cluster made as the mesh makes it, but without starting the control loop, which would hold the mesh."""
+    from random import Random
+
+    from meshlb import Cluster
+    from meshlb.discovery import ServiceQuery
+
+    return Cluster(ServiceQuery("orders"), mesh.defaults, clock=mesh.clock, random=Random(1), background=mesh)
+
+
+def test_all_names_of_instruments_are_in_use():
+    named = {value for name, value in vars(names).items() if name.startswith(("ENDPOINT_", "SERVICE_", "DISCOVERY_"))}
+    assert {reader.name for reader in READERS} == named
