@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from meshlb.model import CallContext, Outcome, Sent
-from meshlb.resilience.retry import Backoff
+from meshlb.resilience.retry import Backoff, Retry
 
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
@@ -51,11 +51,10 @@ class Call:
     Not safe for use by several threads at once: a call is one caller's.
     """
 
-    __slots__ = ("_backoff", "_context", "_paid_attempts", "_tried", "attempts", "cluster", "deadline", "started")
+    __slots__ = ("_backoff", "_context", "_paid_attempts", "_tried", "_withdrawn", "attempts", "cluster", "deadline",
+                 "started")  # fmt: skip
 
-    def __init__(
-        self, cluster: Cluster, context: CallContext, started: float, timeout: float | None
-    ) -> None:
+    def __init__(self, cluster: Cluster, context: CallContext, started: float, timeout: float | None) -> None:
         self.cluster = cluster
         self.started = started
         self.deadline = None if timeout is None else started + timeout
@@ -65,68 +64,71 @@ class Call:
         self._tried: set[Node] = set()
         self._context = CallContext(context.key, context.method, self._tried)
         self._backoff: Backoff | None = None
+        self._withdrawn = False
+        """The attempt that comes next has been paid for out of the budget."""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline (may be negative); None without one."""
         return None if self.deadline is None else self.deadline - self.cluster.clock()
 
-    def after(
-        self, lease: Lease, outcome: Outcome, safety: Safety, error: BaseException | None = None
-    ) -> float | None:
+    def after(self, lease: Lease, outcome: Outcome, safety: Safety, error: BaseException | None = None) -> float | None:
         """Close the lease with its outcome, and decide: seconds to wait before ``again``, or None to finish.
 
         ``error``: the exception that the caller would see, for tenacity strategies that look at it.
         """
         lease.close(outcome)
         self._tried.add(lease.node)
+        self._withdrawn = False
         retry = self.cluster.config.retry
         if retry is None or not outcome.retryable or safety is Safety.NEVER:
             return None
         if outcome.sent is not Sent.NOT_SENT and safety is not Safety.IDEMPOTENT:
             return None
-        if outcome.retry_after is not None and outcome.retry_after < 0:
+        if outcome.retry_after is not None and not outcome.retry_after >= 0:
             return None  # the server says so (gRFC A6: negative pushback)
-        elsewhere = any(node not in self._tried for node in self.cluster.view.nodes)
-        if outcome.sent is Sent.NOT_SENT and elsewhere:
-            # gRFC A6's transparent retry: no server saw it, so it adds no load and is not counted. It ends by itself:
-            # each endpoint is tried at most once this way.
+        nodes = self.cluster.view.nodes
+        elsewhere = any(node not in self._tried for node in nodes)
+        if outcome.sent is Sent.NOT_SENT and elsewhere and self.attempts <= len(nodes):
+            # gRFC A6's transparent retry: no server saw it, so it adds no load and is not counted. It ends by itself,
+            # with as many attempts as there are endpoints: an untried one may keep refusing (it is being probed), and
+            # then a tried one gets the attempt.
             return 0.0 if self._has_time(0.0) else None
         if self._paid_attempts >= retry.max_attempts:
             return None
-        pause = self._pause(lease, outcome, error, elsewhere=elsewhere)
+        pause = self._pause(retry, outcome, error, elsewhere=elsewhere)
         if pause is None or not self._has_time(pause):
             return None
-        if self.cluster.budget is not None and not self.cluster.budget.try_withdraw():
-            return None
+        if self.cluster.budget is not None:
+            if not self.cluster.budget.try_withdraw():
+                return None
+            self._withdrawn = True
         self._paid_attempts += 1
         return pause
 
     def again(self) -> Lease | None:
         """Begin the next attempt: on an endpoint not tried yet if there is one, else on any. None if none is left."""
-        lease = self.cluster.try_again(self._context)
-        if lease is None and self._tried:
-            lease = self.cluster.try_again(CallContext(self._context.key, self._context.method))
-        if lease is not None:
-            self.attempts += 1
-            self.cluster.count_retry()
+        cluster, context = self.cluster, self._context
+        lease = cluster.try_again(context) or cluster.try_again(CallContext(context.key, context.method))
+        if lease is None:
+            if self._withdrawn and cluster.budget is not None:
+                cluster.budget.refund()
+            return None
+        self.attempts += 1
+        cluster.count_retry()
         return lease
 
-    def _pause(
-        self, lease: Lease, outcome: Outcome, error: BaseException | None, *, elsewhere: bool
-    ) -> float | None:
-        if self._backoff is None:
-            self._backoff = Backoff(self.cluster.config.retry, self.cluster.clock() - self.started)  # type: ignore[arg-type]  # after() has checked
-        elapsed = self.cluster.clock() - self.started
-        pause = self._backoff.next_wait(self._paid_attempts, elapsed, error)
-        if pause is None:
-            return None
+    def _pause(self, retry: Retry, outcome: Outcome, error: BaseException | None, *, elsewhere: bool) -> float | None:
+        pause: float | None = 0.0 if elsewhere else None  # None: as the wait strategy says
         hint = outcome.retry_after
         if hint is not None and (outcome.hint_binds or not elsewhere):
-            return hint if hint <= _LONGEST_HINT else None
-        return 0.0 if elsewhere else pause
+            if not hint <= _LONGEST_HINT:
+                return None
+            pause = hint
+        if self._backoff is None:
+            self._backoff = Backoff(retry)
+        elapsed = self.cluster.clock() - self.started
+        return self._backoff.next_wait(self._paid_attempts, elapsed, error, pause=pause)
 
     def _has_time(self, pause: float) -> bool:
         remaining = self.remaining()
         return remaining is None or remaining > pause
-
-

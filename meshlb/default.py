@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Final
@@ -26,3 +27,11 @@ def default_mesh() -> Mesh:
         if _mesh is None or _mesh.closed:
             _mesh = Mesh.from_file(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else Mesh()
         return _mesh
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it, and does not exist here
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -12,21 +12,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb import control
+from meshlb._validate import text
 from meshlb.cluster import Cluster
 from meshlb.config import ServiceConfig
-from meshlb.discovery import ConsulDiscovery, Discovery, ServiceQuery
+from meshlb.discovery.base import Discovery, ServiceQuery
 from meshlb.errors import ConfigError, MeshClosed
-from meshlb.names import parse_consul_name
+from meshlb.names import ServiceName, is_ip, normalise, parse_consul_name
 from meshlb.telemetry import Telemetry
 from meshlb.waiting import Signal
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
-
-_RESTART_PAUSE: Final = 1.0
-"""Seconds before a watch that ended with an error is started again. A watch handles its registry's errors itself, so
-this is for bugs in a Discovery: often enough to heal, seldom enough not to spin."""
+_LAST_BREATH: Final = 0.1
+"""Seconds that a thread whose loop has ended is waited for. It has nothing left to do."""
 
 
 class Mesh:
@@ -34,9 +33,10 @@ class Mesh:
 
     ``discovery``: where instances come from; None means Consul, configured by the CONSUL_* environment variables.
     ``defaults`` is the configuration of every service that ``services`` does not name. ``tracer_provider`` and
-    ``meter_provider``: None means OpenTelemetry's global ones. ``consul_domain``: the DNS domain under which a host
-    name like ``orders.service.consul`` means a service. ``clock`` (seconds, monotonic) and ``random`` are for tests
-    and simulations.
+    ``meter_provider``: None means OpenTelemetry's global ones. ``endpoint_metrics``: whether a meter gets series for
+    each endpoint or only for each service (a matter of cardinality). ``consul_domain``: the DNS domain under which a
+    host name like ``orders.service.consul`` means a service. ``clock`` (seconds, monotonic) and ``random`` are for
+    tests and simulations.
 
     Safe from any thread, from several event loops at once, and across fork. Use it as a context manager, sync or
     async, or call ``close``. Nothing is started and nobody is contacted before the first use of a service.
@@ -52,28 +52,34 @@ class Mesh:
         services: Mapping[str, ServiceConfig] | None = None,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        endpoint_metrics: bool = True,
         consul_domain: str = "consul",
         clock: Callable[[], float] = time.monotonic,
         random: Random | None = None,
     ) -> None:
-        self.discovery: Discovery = ConsulDiscovery() if discovery is None else _require_discovery(discovery)
+        self.discovery: Discovery = _default_discovery() if discovery is None else _require_discovery(discovery)
         self.defaults = _require_config("defaults", ServiceConfig() if defaults is None else defaults)
-        self._services = {
-            name.lower(): _require_config(f"services[{name!r}]", config) for name, config in (services or {}).items()
-        }
-        if not consul_domain.strip("."):
+        if not isinstance(consul_domain, str) or not consul_domain.strip(". "):
             raise ConfigError(f"Mesh.consul_domain: {consul_domain!r} is not a domain name")
-        self.consul_domain = consul_domain.strip(".").lower()
+        self.consul_domain = consul_domain.strip(". ").lower()
+        self._services = self._read_services({} if services is None else services)
         self.clock = clock
         self._random = Random() if random is None else random
         self._own_random = random is None
-        self._lock = threading.RLock()
         self._clusters: dict[ServiceQuery, Cluster] = {}
-        self._tasks: dict[ServiceQuery, control.ControlTask] = {}
-        self._loop: control.ControlLoop | None = None
+        self._by_host: dict[str, Cluster] = {}
         self._closed = False
-        self.telemetry = Telemetry(self, tracer_provider, meter_provider)
+        self._start_afresh()
+        self.telemetry = Telemetry(self, tracer_provider, meter_provider, endpoint_metrics=endpoint_metrics)
         control.on_fork(self)
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.RLock()
+        self._loop: control.ControlLoop | None = None
+        self._tasks: dict[ServiceQuery, control.ControlTask] = {}
+        self._finished = Signal()
+        """Set when everything that ``close`` ends has ended."""
+        self._finalizer: weakref.finalize[..., Mesh] | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> Mesh:
@@ -96,24 +102,34 @@ class Mesh:
 
         Raises ConfigError for a name that cannot be one, MeshClosed after close.
         """
-        query = self._query(service, tag, datacenter, filter)
+        query = self._query(normalise(service), tag, datacenter, filter)
         cluster = self._clusters.get(query)
-        return cluster if cluster is not None else self._make_cluster(query)
+        return self._make_cluster(query) if cluster is None else cluster
 
     def find(self, host: str) -> Cluster | None:
         """The service that a URL's host means, or None for a host that is no service.
 
         A host is a service if discovery or ``services`` names it, if it has no dot, or if it is a Consul DNS name
-        under ``consul_domain``. IP addresses, ``localhost`` and other dotted names are not.
+        under ``consul_domain``. IP addresses, ``localhost`` and other dotted names are not. Raises as ``cluster``, also
+        for a name under ``consul_domain`` that is no service's (``web.node.consul``).
         """
+        cluster = self._by_host.get(host)
+        if cluster is None:
+            cluster = self._find(host)
+            if cluster is not None:
+                self._by_host[host] = cluster
+        return cluster
+
+    def _find(self, host: str) -> Cluster | None:
         name = host.lower().rstrip(".")
-        if name in self._services or self.discovery.knows(name):
-            return self.cluster(name)
-        if not name or name == "localhost" or _is_ip(name):
+        if not name:
             return None
-        if "." not in name or name.endswith(f".{self.consul_domain}"):
-            return self.cluster(name)
-        return None
+        if ServiceName(name) not in self._services and not self.discovery.knows(name):
+            if name == "localhost" or is_ip(name):
+                return None
+            if "." in name and not name.endswith(f".{self.consul_domain}"):
+                return None
+        return self.cluster(name)
 
     @property
     def clusters(self) -> tuple[Cluster, ...]:
@@ -121,22 +137,47 @@ class Mesh:
         return tuple(self._clusters.values())
 
     def config_of(self, service: str) -> ServiceConfig:
-        """The configuration that the calls to ``service`` use."""
-        return self._services.get(service.lower(), self.defaults)
+        """The configuration that the calls to ``service`` (a name in the registry, or a Consul DNS name) use."""
+        query = self._query(normalise(service), None, None, None)
+        return self._config(query.service, query.tag, query.datacenter)
+
+    def _config(self, service: str, tag: str | None, datacenter: str | None) -> ServiceConfig:
+        for name in (
+            ServiceName(service, tag, datacenter),
+            ServiceName(service, tag),
+            ServiceName(service, None, datacenter),
+            ServiceName(service),
+        ):
+            if (config := self._services.get(name)) is not None:
+                return config
+        return self.defaults
 
     def snapshot(self) -> list[dict[str, Any]]:
         """``Cluster.snapshot`` of every service in use."""
         return [cluster.snapshot() for cluster in self.clusters]
 
-    def _query(self, service: str, tag: str | None, datacenter: str | None, filter: str | None) -> ServiceQuery:
-        if not isinstance(service, str) or not service.strip() or any(c.isspace() or c in "/?#@" for c in service):
-            raise ConfigError(f"service {service!r} is not a service name")
-        name = service.lower().rstrip(".")
-        if name not in self._services and not self.discovery.knows(name):
-            named = parse_consul_name(name, self.consul_domain)
-            if named is not None:
-                name, tag, datacenter = named.service, tag or named.tag, datacenter or named.datacenter
-        return ServiceQuery(name, tag, datacenter, filter or self.config_of(name).filter)
+    def _query(self, name: str, tag: str | None, datacenter: str | None, filter: str | None) -> ServiceQuery:
+        meant = self._meant_by(name)
+        tag, datacenter = tag or meant.tag, datacenter or meant.datacenter
+        return ServiceQuery(
+            meant.service, tag, datacenter, filter or self._config(meant.service, tag, datacenter).filter
+        )
+
+    def _meant_by(self, name: str) -> ServiceName:
+        if not self.discovery.knows(name) and (meant := parse_consul_name(name, self.consul_domain)) is not None:
+            return meant
+        return ServiceName(name)
+
+    def _read_services(self, services: object) -> dict[ServiceName, ServiceConfig]:
+        if not isinstance(services, Mapping):
+            raise ConfigError(f"Mesh.services: {services!r} is not a mapping of service name to ServiceConfig")
+        read: dict[ServiceName, ServiceConfig] = {}
+        for name, config in services.items():
+            meant = self._meant_by(normalise(name))
+            if meant in read:
+                raise ConfigError(f"Mesh.services[{name!r}]: this service is configured twice (case does not matter)")
+            read[meant] = _require_config(f"services[{name!r}]", config)
+        return read
 
     def _make_cluster(self, query: ServiceQuery) -> Cluster:
         with self._lock:
@@ -145,9 +186,12 @@ class Mesh:
                 return cluster
             if self._closed:
                 raise MeshClosed(f"service '{query}': the mesh is closed; make a new Mesh")
+            for field in ("tag", "datacenter", "filter"):
+                if getattr(query, field) is not None:
+                    text(f"Mesh.cluster({field})", getattr(query, field))
             cluster = Cluster(
                 query,
-                self.config_of(query.service),
+                self._config(query.service, query.tag, query.datacenter),
                 clock=self.clock,
                 random=self._random,
                 background=self,
@@ -171,37 +215,36 @@ class Mesh:
         return None if loop is None else loop.call_later(delay, callback)
 
     def _start_watch(self, cluster: Cluster) -> None:
-        if self._loop is None:
-            self._loop = control.acquire()
-        self._tasks[cluster.query] = self._loop.run(lambda: self._watch(cluster), f"meshlb-watch-{cluster.query}")
+        from meshlb.watch import ClusterSink, keep_watching  # with asyncio, which `import meshlb` leaves out
 
-    async def _watch(self, cluster: Cluster) -> None:
-        import asyncio
-
-        while True:
-            try:
-                await self.discovery.watch(cluster.query, cluster)
-                return
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                control.logger.exception("%s: the watch failed and is started again", cluster.query)
-                cluster.failed(error)
-                await asyncio.sleep(_RESTART_PAUSE)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = control.acquire()
+            # For a mesh that is dropped without close(). What it holds must not lead back to the mesh.
+            self._finalizer = weakref.finalize(
+                self, control.shut_down, loop, self._tasks.values(), self.discovery.aclose, self._finished.set
+            )
+            self._finalizer.atexit = False  # the control loop's own hook ends everything then
+        discovery, query, sink = self.discovery, cluster.query, ClusterSink(cluster)
+        self._tasks[query] = loop.run(lambda: keep_watching(discovery, query, sink), f"meshlb-watch-{query}")
 
     def _resume(self) -> None:
         """Start the watches again, in the child of a fork, at the first use of a service there."""
         with self._lock:
-            if self._closed:
-                return
-            for query, cluster in self._clusters.items():
-                if query not in self._tasks:
-                    self._start_watch(cluster)
+            closed = self._closed
+            if not closed:
+                for query, cluster in self._clusters.items():
+                    if query not in self._tasks:
+                        self._start_watch(cluster)
+        if closed:  # the fork came in the middle of close()
+            for cluster in self.clusters:
+                cluster.close()
 
     def after_fork_in_child(self) -> None:
-        self._lock = threading.RLock()
-        self._loop = None
-        self._tasks = {}
+        """Forget the parent's control loop and locks; the first use in the child brings its own."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._start_afresh()
         if self._own_random:
             self._random.seed()  # or every child would make the parent's choices
         for cluster in self._clusters.values():
@@ -216,46 +259,38 @@ class Mesh:
     def close(self) -> None:
         """Stop watching, close the connections to endpoints, and end the control loop if nobody else uses it.
 
-        Takes at most about a second. Calls that are waiting or come later get MeshClosed. Idempotent.
+        Takes a second at most; on the control loop's own thread it returns at once, and the rest follows. Calls that
+        are waiting or come later get MeshClosed. Idempotent, and safe from several threads.
         """
-        finished = self._begin_close()
-        if finished is not None:
-            loop, done = finished
-            if not loop.is_current_thread():
-                done.wait(control.STOP_TIMEOUT)
-            control.release(loop)
+        self._begin_close()
+        loop = self._loop
+        if loop is not None and not loop.is_current_thread():
+            self._finished.wait(control.CLOSE_TIMEOUT)
+            self._join(loop)
 
     async def aclose(self) -> None:
         """``close`` without blocking the running asyncio or trio loop."""
-        finished = self._begin_close()
-        if finished is not None:
-            loop, done = finished
-            await done.wait_async(control.STOP_TIMEOUT)
-            control.release(loop)
+        self._begin_close()
+        loop = self._loop
+        if loop is not None and not loop.is_current_thread():
+            await self._finished.wait_async(control.CLOSE_TIMEOUT)
+            self._join(loop)
 
-    def _begin_close(self) -> tuple[control.ControlLoop, Signal] | None:
+    def _join(self, loop: control.ControlLoop) -> None:
+        if loop.ended.is_set():
+            loop.join(_LAST_BREATH)
+
+    def _begin_close(self) -> None:
         with self._lock:
             if self._closed:
-                return None
+                return
             self._closed = True
-            clusters, tasks, loop = self.clusters, tuple(self._tasks.values()), self._loop
+            clusters, finalizer = self.clusters, self._finalizer
         self.telemetry.close()
         for cluster in clusters:
             cluster.close()
-        if loop is None:
-            return None
-        for task in tasks:
-            task.cancel()
-        closing = loop.run(self._close_discovery(tasks), "meshlb-close")
-        return loop, closing.done
-
-    def _close_discovery(self, tasks: tuple[control.ControlTask, ...]) -> Callable[[], Any]:
-        async def close() -> None:
-            for task in tasks:
-                await task.done.wait_async(control.STOP_TIMEOUT)
-            await self.discovery.aclose()
-
-        return close
+        if finalizer is not None:
+            finalizer()
 
     def __enter__(self) -> Mesh:
         return self
@@ -291,9 +326,7 @@ def _require_discovery(discovery: object) -> Discovery:
     return discovery  # type: ignore[return-value]  # checked structurally above
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return False
-    return True
+def _default_discovery() -> Discovery:
+    from meshlb.discovery.consul import ConsulDiscovery
+
+    return ConsulDiscovery()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from meshlb._validate import number, text
 from meshlb.errors import ConfigError
+
+_LEAST_WEIGHT: Final = 1e-6
+_MOST_WEIGHT: Final = 1e6
+"""Far more than any registry offers (Consul: 65,535), and little enough that sums and quotients stay exact."""
 
 
 class Status(StrEnum):
@@ -42,10 +45,11 @@ _NO_META: Final[Mapping[str, str]] = MappingProxyType({})
 class Endpoint:
     """One instance of a service, as the registry describes it.
 
-    ``weight`` is relative to the other endpoints of the service, finite and above zero. An instance that must get no
-    traffic is expressed by ``status``, with the reason in words in ``status_reason``.
+    ``weight`` is relative to the other endpoints of the service, above zero (a millionth to a million). An instance
+    that must get no traffic is expressed by ``status``, with the reason in words in ``status_reason``.
 
-    Raises ConfigError for an empty host, a port outside 1 to 65535 and a weight that is not a finite number above 0.
+    Raises ConfigError, naming the field, for a host that is neither a name nor an address, a port outside 1 to 65535,
+    a weight that is no number of that range, and texts that are not strings.
     """
 
     host: str
@@ -61,23 +65,40 @@ class Endpoint:
     status_reason: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.host, str) or not self.host or any(c.isspace() or c in "/@" for c in self.host):
-            raise ConfigError(f"Endpoint.host: {self.host!r} is not a host name or an IP address")
-        if self.host.startswith("["):
-            object.__setattr__(self, "host", self.host.removeprefix("[").removesuffix("]"))
+        host = self.host
+        if isinstance(host, str) and host.startswith("[") and host.endswith("]"):
+            object.__setattr__(self, "host", host := host[1:-1])
+        if not _is_host(host):
+            raise ConfigError(f"Endpoint.host: {host!r} is not a host name or an IP address")
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 0 < self.port < 65536:
-            raise ConfigError(f"Endpoint.port: {self.port!r} is not a port from 1 to 65535 (host {self.host!r})")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
-            raise ConfigError(f"Endpoint.weight: {self.weight!r} is not a number (endpoint {self.address})")
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ConfigError(f"Endpoint.weight: {self.weight!r} is not a finite number above 0 ({self.address})")
+            raise ConfigError(f"Endpoint.port: {self.port!r} is not a port from 1 to 65535 (host {host!r})")
+        number("Endpoint.weight", self.weight, above=0)
+        number("Endpoint.weight", self.weight, least=_LEAST_WEIGHT, most=_MOST_WEIGHT)
+        for name in ("zone", "id", "node", "datacenter", "status_reason"):
+            text(f"Endpoint.{name}", getattr(self, name))
+        if (
+            isinstance(self.tags, str | bytes)
+            or not isinstance(self.tags, Iterable)
+            or not all(isinstance(tag, str) for tag in self.tags)
+        ):
+            raise ConfigError(f"Endpoint.tags: {self.tags!r} is not a sequence of strings")
+        if not isinstance(self.tags, tuple):
+            object.__setattr__(self, "tags", tuple(self.tags))
+        if not isinstance(self.meta, Mapping):
+            raise ConfigError(f"Endpoint.meta: {self.meta!r} is not a mapping")
+        if not isinstance(self.status, Status):
+            try:
+                object.__setattr__(self, "status", Status(self.status))
+            except ValueError:
+                known = ", ".join(status.value for status in Status)
+                raise ConfigError(f"Endpoint.status: {self.status!r} is none of {known}") from None
 
     @classmethod
     def parse(cls, address: str) -> Endpoint:
         """Read ``host:port`` or ``[v6]:port``. Raises ConfigError that shows the address and the expected form."""
         host, separator, port = address.strip().rpartition(":") if isinstance(address, str) else ("", "", "")
         bracketed = host.startswith("[") and host.endswith("]")
-        if not separator or not port.isascii() or not port.isdigit() or not host or (":" in host and not bracketed):
+        if not separator or not _is_number(port) or not host or (":" in host and not bracketed):
             raise ConfigError(f"address {address!r} is not of the form 'host:port' or '[IPv6]:port'")
         return cls(host, int(port))
 
@@ -94,11 +115,28 @@ class Endpoint:
     @property
     def is_ip(self) -> bool:
         """Whether ``host`` is a literal IP address, which needs no name resolution."""
-        try:
-            ipaddress.ip_address(self.host.partition("%")[0])
-        except ValueError:
-            return False
-        return True
+        return _is_ip(self.host)
+
+
+def _is_host(host: object) -> bool:
+    if not isinstance(host, str) or not host or not host.isprintable() or any(c in " /@?#[]\\" for c in host):
+        return False
+    return ":" not in host or _is_ip(host)
+
+
+def _is_number(port: str) -> bool:
+    # int() also reads other scripts' digits, and refuses thousands of them with an error of its own.
+    return port.isascii() and port.isdigit() and len(port) <= 5
+
+
+def _is_ip(host: str) -> bool:
+    import ipaddress  # 2 ms that a program without such hosts need not pay at import
+
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 class OutcomeKind(Enum):
@@ -131,8 +169,8 @@ class Outcome:
     ``retryable``: another endpoint might do better (whether trying it is *safe* is decided from ``sent``, idempotency
     and the body). ``retry_after``: the server's own hint in seconds (Retry-After, grpc-retry-pushback-ms); negative
     means "do not retry"; ``hint_binds``: it is meant for the service (429, gRPC pushback), not for this instance alone
-    (503 while shutting down), so a retry on another endpoint waits too. ``reason``: the error in a word or two ("503", "UNAVAILABLE", "ConnectError"): it becomes
-    ``error.type`` in telemetry and the breaker's reason in the snapshot.
+    (503 while shutting down), so a retry on another endpoint waits too. ``reason``: the error in a word or two ("503",
+    "UNAVAILABLE", "ConnectError"): it becomes ``error.type`` in telemetry and the breaker's reason in the snapshot.
     """
 
     kind: OutcomeKind

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from random import Random
 from typing import Final, Protocol
 
 from meshlb.balancing.ewma import PeakEwma
 from meshlb.model import ABANDONED, OK, Endpoint, Outcome, OutcomeKind, Sent, Status
-from meshlb.resilience.breaker import Breaker, BreakerState, CircuitBreaker
+from meshlb.resilience.breaker import BreakerState, CircuitBreaker
+from meshlb.resilience.ejection import EjectionCap
 from meshlb.topology.eligibility import Standing
 
 _NEVER: Final = float("-inf")
 
+_NO_GENERATION: Final = -1
+"""Of a lease whose end is not the breaker's business."""
+
 
 class NodeOwner(Protocol):
-    """What a node tells its cluster. All of it is called without the node's lock held, from any thread."""
-
-    def may_eject(self) -> bool:
-        """Whether one more endpoint may be out of rotation. Called with the node's lock held: must take leaf locks
-        only."""
-        ...
+    """What a node tells its cluster, from any thread, without its lock held."""
 
     def node_opened(self, node: Node, duration: float) -> None:
         """The breaker has just opened, for ``duration`` seconds."""
@@ -47,9 +45,9 @@ class Node:
     ``balancing.base.Candidate``.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_guarded", "_owner", "_waiting", "breaker", "calls", "ejected", "endpoint",
-                 "failures", "ignored", "in_flight", "last_failure", "last_picked", "latency", "lock", "overloads",
-                 "retired", "successes", "weight")  # fmt: skip
+    __slots__ = ("__weakref__", "_cap", "_clock", "_normal", "_owner", "_waiting", "breaker", "calls", "ejected",
+                 "endpoint", "failures", "ignored", "in_flight", "last_failure", "last_picked", "latency", "lock",
+                 "overloads", "retired", "successes", "weight")  # fmt: skip
 
     def __init__(
         self,
@@ -57,14 +55,15 @@ class Node:
         owner: NodeOwner,
         *,
         clock: Callable[[], float],
-        random: Random,
         latency: PeakEwma,
-        breaker: Breaker | None,
+        breaker: CircuitBreaker | None,
+        cap: EjectionCap,
     ) -> None:
         self.endpoint = endpoint
         self.weight = endpoint.weight
         self.latency = latency
-        self.breaker = CircuitBreaker(breaker, random) if breaker is not None else None
+        self.breaker = breaker
+        self.in_flight = 0
         self.last_picked = _NEVER
         self.last_failure = ""
         """The reason of the last failure, in words; kept for the snapshot."""
@@ -78,17 +77,15 @@ class Node:
         self.failures = 0
         self.overloads = 0
         self.ignored = 0
+        self.lock = threading.Lock()
         self._owner = owner
         self._clock = clock
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget attempts in flight and make a new lock: for the child of a fork, where neither means anything."""
-        self.lock = threading.Lock()
-        self.in_flight = 0
+        self._cap = cap
+        # Starting times of the attempts without an answer, in that order, by the id of their lease.
         self._waiting: dict[int, float] = {}
-        # True while the breaker is not closed: the one flag that the common path looks at.
-        self._guarded = self.breaker is not None and self.breaker.state is not BreakerState.CLOSED
+        # Not retired, breaker closed, no failure in a row: the one flag that the common path looks at.
+        self._normal = True
+        self._note_state()
 
     # -- what a pick reads -------------------------------------------------------------------------------------
 
@@ -124,31 +121,38 @@ class Node:
     # -- the life of an attempt --------------------------------------------------------------------------------
 
     def begin(self, *, force: bool = False) -> Lease | None:
-        """Start an attempt. None if the breaker refuses it; ``force`` passes the breaker by (panic)."""
+        """Start an attempt. None if the endpoint is retired or its breaker refuses; ``force`` passes the breaker by
+        (panic)."""
         now = self._clock()
         lease = Lease(self, now)
         with self.lock:
-            if self._guarded and not self._admit(lease, now):
-                if not force:
-                    lease.closed = True
-                    return None
-                lease.generation = -1  # in panic: what it reports is not a probe's result
+            if not self._normal and not self._admit(lease, now, force=force):
+                return None
+            # Side by side, with no call between them: an exception from outside (a signal handler, Ctrl-C) may come at
+            # any call, and a lease that counts must be open, or nothing would ever take it off again.
             self.in_flight += 1
-            self._waiting[id(lease)] = now
-            self.last_picked = now
+            lease.closed = False
             self.calls += 1
+            self.last_picked = now
+            self._waiting[id(lease)] = now
         return lease
 
-    def _admit(self, lease: Lease, now: float) -> bool:
+    def _admit(self, lease: Lease, now: float, *, force: bool) -> bool:
+        if self.retired:
+            return False  # a pick from a view of before; by now there is a newer one
         breaker = self.breaker
         if breaker is None:
             return True
-        lease.generation = breaker.generation
-        return breaker.acquire(now)
+        if breaker.acquire(now):
+            lease.generation = breaker.generation
+            return True
+        lease.generation = _NO_GENERATION  # in panic: what it reports is not a probe's result
+        return force
 
     def answered(self, lease: Lease, *, healthy: bool) -> None:
         """The response has started: it is no longer waited for, and its latency is known."""
         now = self._clock()
+        closed = False
         with self.lock:
             if lease.closed or lease.latency is not None:
                 return
@@ -156,49 +160,34 @@ class Node:
             self._waiting.pop(id(lease), None)
             if healthy:
                 self.latency.observe(lease.latency, now)
+                if not self._normal and self.breaker is not None and self.breaker.state is BreakerState.HALF_OPEN:
+                    # The probe has shown what it was sent for; a stream that goes on for hours must not keep the
+                    # endpoint half-open as long.
+                    closed = self.breaker.succeeded(lease.generation, lease.started)
+                    lease.generation = _NO_GENERATION
+                    if closed:
+                        self._give_place_back()
+                    self._note_state()
+        if closed:
+            self._owner.node_closed(self)
 
     def finish(self, lease: Lease, outcome: Outcome) -> bool:
         """End an attempt. False, and nothing happens, if it had ended already."""
         now = self._clock()
-        opened_for = 0.0
-        closed = False
         with self.lock:
             if lease.closed:
                 return False
             lease.closed = True
             self.in_flight -= 1
-            waited = self._waiting.pop(id(lease), None) is not None
-            breaker = self.breaker
-            kind = outcome.kind
-            if kind is OutcomeKind.OK:
+            waited = self._waiting.pop(id(lease), None)
+            if outcome.kind is OutcomeKind.OK:
                 self.successes += 1
-                if waited:
-                    lease.latency = now - lease.started
-                    self.latency.observe(lease.latency, now)
-                if breaker is not None and (breaker.failures or self._guarded):
-                    closed = breaker.succeeded(lease.generation)
-            elif kind is OutcomeKind.IGNORED:
-                self.ignored += 1
-                if breaker is not None:
-                    breaker.ignored(lease.generation)
-            else:
-                self.latency.penalize(now, outcome.retry_after)
-                self.last_failure = outcome.reason
-                if kind is OutcomeKind.OVERLOAD:
-                    self.overloads += 1
-                    # Overload alone never opens a breaker, but a probe answered with it has not shown recovery.
-                    trips = (
-                        breaker is not None
-                        and breaker.state is BreakerState.HALF_OPEN
-                        and breaker.failed(lease.generation)
-                    )
-                else:
-                    self.failures += 1
-                    trips = breaker is not None and breaker.failed(lease.generation)
-                if trips:
-                    opened_for = self._open(now, outcome)
-            if breaker is not None:
-                self._guarded = breaker.state is not BreakerState.CLOSED
+                if waited is not None:
+                    lease.latency = latency = now - waited
+                    self.latency.observe(latency, now)
+                if self._normal:
+                    return True
+            opened_for, closed = self._judge(lease, outcome, now)
             drained = self.retired and self.in_flight == 0
         if opened_for:
             self._owner.node_opened(self, opened_for)
@@ -208,16 +197,56 @@ class Node:
             self._owner.node_drained(self)
         return True
 
-    def _open(self, now: float, outcome: Outcome) -> float:
+    def _judge(self, lease: Lease, outcome: Outcome, now: float) -> tuple[float, bool]:
+        """Whatever an outcome means beyond a success in good times: for how long the breaker has opened (0: it has
+        not), and whether it has closed."""
+        opened_for, closed = 0.0, False
         breaker = self.breaker
-        if breaker is None or self.retired:
-            return 0.0
-        if breaker.state is BreakerState.HALF_OPEN:  # it still holds its place among the ejected
+        kind = outcome.kind
+        if kind is OutcomeKind.OK:
+            if breaker is not None:
+                closed = breaker.succeeded(lease.generation, lease.started)
+        elif kind is OutcomeKind.IGNORED:
+            self.ignored += 1
+            if breaker is not None:
+                breaker.ignored(lease.generation, lease.started)
+        else:
+            self.latency.penalize(now, outcome.retry_after)
+            self.last_failure = outcome.reason
+            trips = False
+            if kind is OutcomeKind.FAILURE:
+                self.failures += 1
+                trips = breaker is not None and breaker.failed(lease.generation, lease.started)
+            else:
+                self.overloads += 1
+                # Overload alone never opens a breaker, but a probe answered with it has not shown recovery.
+                if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
+                    trips = breaker.failed(lease.generation, lease.started)
+            if trips and breaker is not None:
+                opened_for = self._open(breaker, now, outcome)
+        if closed:
+            self._give_place_back()
+        self._note_state()
+        return opened_for, closed
+
+    def _open(self, breaker: CircuitBreaker, now: float, outcome: Outcome) -> float:
+        if self.ejected:  # half-open: it still holds its place
             return breaker.open(now, f"probe failed ({outcome.reason})")
-        if not self._owner.may_eject():
+        if self.retired or not self._cap.try_take():
             return 0.0
         self.ejected = True
         return breaker.open(now, f"{breaker.failures} consecutive failures ({outcome.reason})")
+
+    def _give_place_back(self) -> None:
+        if self.ejected:
+            self.ejected = False
+            self._cap.give_back()
+
+    def _note_state(self) -> None:
+        breaker = self.breaker
+        self._normal = not self.retired and (
+            breaker is None or (breaker.state is BreakerState.CLOSED and not breaker.failures)
+        )
 
     # -- what the control plane does ---------------------------------------------------------------------------
 
@@ -233,6 +262,8 @@ class Node:
         """Take the endpoint out of the set; its attempts go on. True if it has none."""
         with self.lock:
             self.retired = True
+            self._give_place_back()
+            self._note_state()
             return self.in_flight == 0
 
     def restore(self, endpoint: Endpoint) -> None:
@@ -241,17 +272,36 @@ class Node:
             self.endpoint = endpoint
             self.weight = endpoint.weight
             self.retired = False
+            if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED and not self.ejected:
+                self.ejected = True
+                self._cap.take()  # it is out, whatever the cap says
+            self._note_state()
 
-    def release_ejection(self) -> bool:
-        """Give up the place among the ejected; True for the one caller who has to return it."""
-        with self.lock:
-            held, self.ejected = self.ejected, False
-            return held
+    def reborn(self, cap: EjectionCap) -> Node:
+        """What takes this node's place in the child of a fork: all that was learnt, and no attempt.
 
-    def abandoned(self, lease: Lease) -> None:
-        """Pass on a lease that was garbage collected open. Called from ``__del__``, so nothing may be locked here:
-        the collector may run inside this very node's critical section."""
-        self._owner.lease_abandoned(lease)
+        Leases that the parent held at the fork may still be closed in the child. They go on with this node, which
+        nobody reads any more, and so cannot make the counts of the new one wrong.
+        """
+        heir = Node(self.endpoint, self._owner, clock=self._clock, latency=self.latency, breaker=self.breaker, cap=cap)
+        heir.last_picked = self.last_picked
+        heir.last_failure = self.last_failure
+        if heir.breaker is not None:
+            heir.breaker.forget_probes()
+            if heir.breaker.state is not BreakerState.CLOSED:
+                heir.ejected = True
+                cap.take()
+        self.orphan()
+        return heir
+
+    def orphan(self) -> None:
+        """Let what is still open end without consequences: in the child of a fork, where the lock may be held for
+        ever by a thread that does not exist."""
+        self.lock = threading.Lock()
+        self.latency = PeakEwma()
+        self.breaker = None
+        self.retired = self.ejected = False
+        self._note_state()
 
     def __repr__(self) -> str:
         return f"<Node {self.endpoint.address} {self.standing} in_flight={self.in_flight}>"
@@ -267,11 +317,11 @@ class Lease:
     __slots__ = ("closed", "generation", "latency", "node", "started")
 
     def __init__(self, node: Node, started: float) -> None:
+        self.closed = True  # until the node counts it; first, since __del__ asks
         self.node = node
         self.started = started
         self.latency: float | None = None
         self.generation = 0 if node.breaker is None else node.breaker.generation
-        self.closed = False
 
     @property
     def endpoint(self) -> Endpoint:
@@ -291,7 +341,8 @@ class Lease:
 
     def __del__(self) -> None:
         if not self.closed:
-            self.node.abandoned(self)
+            # Nothing may be locked here: the collector may run inside this very node's critical section.
+            self.node._owner.lease_abandoned(self)
 
     def __repr__(self) -> str:
         return f"<Lease {self.node.endpoint.address} {'closed' if self.closed else 'open'}>"

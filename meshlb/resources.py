@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from meshlb import control
+from meshlb.errors import MeshClosed
 
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 _SWEEPS_PER_TIMEOUT: Final = 2.0
 """How often idle resources are looked for: an idle one lives at most one and a half times the timeout."""
+
+_SHORTEST_PAUSE: Final = 0.05
+"""Seconds between two looks at least, however short the timeout: looking is not for nothing."""
 
 
 class EndpointResources(Generic[T]):
@@ -36,7 +39,12 @@ class EndpointResources(Generic[T]):
     """
 
     def __init__(
-        self, cluster: Cluster, make: Callable[[Node], T], close: Callable[[T], object], *, keep_after_fork: bool = False
+        self,
+        cluster: Cluster,
+        make: Callable[[Node], T],
+        close: Callable[[T], object],
+        *,
+        keep_after_fork: bool = False,
     ) -> None:
         self._cluster = cluster
         self._make = make
@@ -51,7 +59,10 @@ class EndpointResources(Generic[T]):
         control.on_fork(self)
 
     def get(self, node: Node) -> T:
-        """The endpoint's resource. Raises whatever ``make`` raises, and RuntimeError after ``close``."""
+        """The endpoint's resource.
+
+        Raises whatever ``make`` raises, RuntimeError after ``close``, and MeshClosed (which is one) after the mesh's.
+        """
         resource = self._live.get(node)
         return self._build(node) if resource is None else resource
 
@@ -62,6 +73,8 @@ class EndpointResources(Generic[T]):
                 return resource
             if self._closed:
                 raise RuntimeError("the transport or channel has been closed")
+            if self._cluster.closed:  # or it would outlive the mesh that should close it
+                raise MeshClosed(f"service '{self._cluster.query}': the mesh has been closed")
             resource = self._live[node] = self._make(node)
             if not self._sweeping:
                 self._sweeping = True
@@ -94,15 +107,9 @@ class EndpointResources(Generic[T]):
             logger.exception("%s: closing a connection failed", self._cluster.service)
 
     def _schedule_sweep(self) -> None:
+        pause = max(self._cluster.config.idle_timeout / _SWEEPS_PER_TIMEOUT, _SHORTEST_PAUSE)
         # The timer must not keep an adapter alive that its user has dropped.
-        me = weakref.ref(self)
-
-        def sweep() -> None:
-            resources = me()
-            if resources is not None:
-                resources._sweep()
-
-        self._cluster.call_later(self._cluster.config.idle_timeout / _SWEEPS_PER_TIMEOUT, sweep)
+        self._cluster.call_later(pause, control.weakly(EndpointResources._sweep, self))
 
     def _sweep(self) -> None:
         oldest = self._cluster.clock() - self._cluster.config.idle_timeout

@@ -26,10 +26,12 @@ def outcome_of(error: BaseException | None) -> Outcome:
         return OK
     if not isinstance(error, Exception):
         return CANCELLED
+    import socket  # not at the top: `import meshlb` must stay cheap
+
     reason = type(error).__name__
-    if isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS):
         return Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, reason=reason)
-    if isinstance(error, ConnectionRefusedError):
+    if isinstance(error, ConnectionRefusedError | socket.gaierror):
         return Outcome(OutcomeKind.FAILURE, Sent.NOT_SENT, retryable=True, reason=reason)
     return Outcome(OutcomeKind.FAILURE, Sent.MAYBE, retryable=True, reason=reason)
 

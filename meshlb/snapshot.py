@@ -28,6 +28,7 @@ def cluster_snapshot(cluster: Cluster, nodes: Iterable[Node], last_error: Except
         "panic": view.panic,
         "last_error": None if last_error is None else str(last_error),
         "retries": cluster.retries,
+        "ejections": cluster.ejections,
         "retry_balance": None if cluster.budget is None else cluster.budget.balance,
         "endpoints": [endpoint_snapshot(node, now, eligible=node in eligible) for node in nodes],
     }

@@ -15,7 +15,8 @@ class Signal:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_set = False
-        self._callbacks: list[Callable[[], None]] = []
+        # A dict for its order and for removal in O(1): thousands of calls may wait for one first answer.
+        self._callbacks: dict[Callable[[], object], None] = {}
 
     def is_set(self) -> bool:
         return self._is_set
@@ -24,8 +25,13 @@ class Signal:
         """Wake all who wait, now and later. Idempotent."""
         with self._lock:
             self._is_set = True
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, {}
         for callback in callbacks:
+            callback()
+
+    def then(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once the signal is set: at once if it is, else on the thread that sets it."""
+        if not self._subscribe(callback):
             callback()
 
     def wait(self, timeout: float | None) -> bool:
@@ -34,7 +40,9 @@ class Signal:
         if not self._subscribe(event.set):
             return True
         try:
-            return event.wait(timeout)
+            # Longer than the longest (292 years on Linux) is an OverflowError.
+            event.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            return self._is_set
         finally:
             self._unsubscribe(event.set)
 
@@ -53,17 +61,16 @@ class Signal:
         finally:
             self._unsubscribe(wake)
 
-    def _subscribe(self, callback: Callable[[], None]) -> bool:
+    def _subscribe(self, callback: Callable[[], object]) -> bool:
         with self._lock:
             if self._is_set:
                 return False
-            self._callbacks.append(callback)
+            self._callbacks[callback] = None
             return True
 
-    def _unsubscribe(self, callback: Callable[[], None]) -> None:
+    def _unsubscribe(self, callback: Callable[[], object]) -> None:
         with self._lock:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
+            self._callbacks.pop(callback, None)
 
 
 def _waker(event: object) -> Callable[[], None]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from meshlb.balancing.base import Candidate, Picker, Policy, PolicyEnvironment
+from meshlb.balancing.client_weighted_round_robin import ClientWeightedRoundRobin
 from meshlb.balancing.consistent_hash import ConsistentHash
 from meshlb.balancing.ewma import PeakEwma
 from meshlb.balancing.ip_hash import IPHash
 from meshlb.balancing.least_connections import LeastConnections
 from meshlb.balancing.least_response_time import LeastResponseTime
+from meshlb.balancing.prequal import Prequal
 from meshlb.balancing.random_choice import Random
 from meshlb.balancing.registry import PolicyFactory, policy_names, register_policy, resolve_policy
 from meshlb.balancing.round_robin import RoundRobin
@@ -25,10 +27,12 @@ __all__ = [
     "register_policy",
     "resolve_policy",
     # the policies
+    "ClientWeightedRoundRobin",
     "ConsistentHash",
     "IPHash",
     "LeastConnections",
     "LeastResponseTime",
+    "Prequal",
     "Random",
     "RoundRobin",
     "WeightedRoundRobin",

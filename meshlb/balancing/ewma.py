@@ -72,5 +72,9 @@ class PeakEwma:
             return max(estimate, self._decayed(self.penalty, self.penalty_stamp, now))
         return estimate
 
+    def is_penalized(self, now: float) -> bool:
+        """Whether the last call failed, less than the penalty's length ago: five seconds, or the server's own wait."""
+        return self.penalty > 0.0 and now - self.penalty_stamp < self.penalty
+
     def _decayed(self, value: float, stamp: float, now: float) -> float:
         return value * exp(min(stamp - now, 0.0) / self.decay)

@@ -103,7 +103,9 @@ def response_time_cost(candidate: Candidate, scaled_weight: float, now: float, f
 
 def may_be_forced(loser: Candidate, winner: Candidate, now: float, force_pick_after: float) -> bool:
     """Whether the loser has been left alone long enough to get the call after all."""
-    idle = now - loser.last_picked
+    # Alone since its last answer: for a caller with one call at a time, two seconds spent in a slow endpoint's own
+    # call would otherwise be two seconds in which nobody asked it.
+    idle = now - max(loser.last_picked, loser.latency.stamp, loser.latency.penalty_stamp)
     if idle <= force_pick_after or loser.in_flight or idle <= FORCE_RATIO * (now - winner.last_picked):
         return False
     latency = loser.latency

@@ -8,10 +8,12 @@ from difflib import get_close_matches
 from typing import Final
 
 from meshlb.balancing.base import Policy
+from meshlb.balancing.client_weighted_round_robin import ClientWeightedRoundRobin
 from meshlb.balancing.consistent_hash import ConsistentHash
 from meshlb.balancing.ip_hash import IPHash
 from meshlb.balancing.least_connections import LeastConnections
 from meshlb.balancing.least_response_time import LeastResponseTime
+from meshlb.balancing.prequal import Prequal
 from meshlb.balancing.random_choice import Random
 from meshlb.balancing.round_robin import RoundRobin
 from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
@@ -22,7 +24,17 @@ PolicyFactory = Callable[[], Policy]
 
 _BUILT_IN: Final[dict[str, PolicyFactory]] = {
     factory.name: factory
-    for factory in (RoundRobin, WeightedRoundRobin, Random, LeastConnections, LeastResponseTime, ConsistentHash, IPHash)
+    for factory in (
+        RoundRobin,
+        WeightedRoundRobin,
+        ClientWeightedRoundRobin,
+        Random,
+        LeastConnections,
+        LeastResponseTime,
+        Prequal,
+        ConsistentHash,
+        IPHash,
+    )
 }
 _registered: dict[str, PolicyFactory] = {}
 

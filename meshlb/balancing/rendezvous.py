@@ -47,11 +47,3 @@ class Rendezvous:
             -log((xxh64_intdigest(data, seed) + 0.5) * _SCALE) / weight
             for seed, weight in zip(self._seeds, self._weights, strict=True)
         ]
-
-
-def rendezvous_subset(keys: Sequence[str], size: int, seed: int) -> list[int]:
-    """gRFC A68's random subset: the ``size`` endpoints that come first by ``xxh64(key, seed)``, as indexes.
-
-    ``seed``: random per client, fixed for its life. One endpoint that joins or leaves changes at most one member.
-    """
-    return sorted(range(len(keys)), key=lambda i: (xxh64_intdigest(keys[i].encode(), seed), keys[i]))[:size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from meshlb.cli.demo_registry import ConsulRegistry, EmbeddedRegistry, Registry
-from meshlb.cli.demo_servers import Server, start_fleet, stop_fleet
+from meshlb.cli.demo_servers import FLEET, Server, start_fleet, stop_fleet
 from meshlb.cli.demo_traffic import Traffic
 from meshlb.cli.demo_view import LiveView, PlainView, View
 from meshlb.config import ServiceConfig
@@ -31,10 +32,13 @@ _SHARE_WINDOW: Final = 4
 def run_demo(*, seconds: float, consul: str | None, policy: str, plain: bool) -> int:
     """Run it; returns the exit status: 0 if no call failed for its caller, 1 if one did, 2 if it could not be run."""
     console = Console()
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # to pass through every `finally`: servers and agent end too
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     logging.getLogger("meshlb").setLevel(logging.ERROR)  # what it would warn of is what the table shows
     try:
         config = ServiceConfig(policy=policy)
         registry: Registry = EmbeddedRegistry() if consul is None else ConsulRegistry(consul)
+        console.print(f"starting {len(FLEET)} servers ...", highlight=False)
         with registry:
             servers = start_fleet()
             try:

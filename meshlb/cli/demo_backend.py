@@ -49,11 +49,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the demo's own output is what is to be read."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a caller that closes its connections is no error."""
+
+
 def serve_http(behaviour: Behaviour, port: int) -> int:
     """Start an HTTP server in the background; returns its port."""
     handler = type("Handler", (_Handler,), {"behaviour": behaviour})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", port), handler)
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return int(server.server_address[1])
@@ -65,16 +71,18 @@ def serve_grpc(behaviour: Behaviour, port: int) -> int:
 
     import grpc
 
-    from meshlb._proto import echo_pb2, echo_pb2_grpc
+    from meshlb._proto.echo_pb2 import EchoReply, EchoRequest
 
-    class Echo(echo_pb2_grpc.EchoServicer):
-        def Say(self, request: echo_pb2.EchoRequest, context: grpc.ServicerContext) -> echo_pb2.EchoReply:
-            if behaviour.fails():
-                context.abort(grpc.StatusCode.UNAVAILABLE, "the demo makes this instance fail")
-            return echo_pb2.EchoReply(text=request.text, backend=behaviour.name)
+    def say(request: EchoRequest, context: grpc.ServicerContext) -> EchoReply:
+        if behaviour.fails():
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the demo makes this instance fail")
+        return EchoReply(text=request.text, backend=behaviour.name)
 
+    handler = grpc.unary_unary_rpc_method_handler(
+        say, request_deserializer=EchoRequest.FromString, response_serializer=EchoReply.SerializeToString
+    )
     server = grpc.server(ThreadPoolExecutor(16))
-    echo_pb2_grpc.add_EchoServicer_to_server(Echo(), server)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("meshlb.demo.v1.Echo", {"Say": handler}),))
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     _keep.append(server)

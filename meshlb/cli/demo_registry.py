@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Protocol
-
-import httpx
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
 from meshlb.cli.demo_servers import Server
 from meshlb.discovery import ConsulDiscovery, Discovery, StaticDiscovery
+from meshlb.errors import DiscoveryError
 from meshlb.model import Endpoint
 
-_START_TIMEOUT = 15.0
+if TYPE_CHECKING:
+    from meshlb.discovery.consul_client import AsyncConsul
+
+_START_TIMEOUT: Final = 15.0
 """Seconds that a Consul agent may take to elect itself leader; it takes about two."""
+
+_ID_PREFIX: Final = "meshlb-demo-"
+"""Before the ids in somebody's own Consul, where a "shop-1" may exist."""
 
 
 class Registry(Protocol):
@@ -61,56 +69,68 @@ class EmbeddedRegistry:
 class ConsulRegistry:
     """A real Consul agent: a running one, or one in development mode that is started here and ended with the demo.
 
-    Raises RuntimeError, saying what to do, if there is none to be had.
+    ``address``: of a running agent, as ConsulDiscovery takes it; empty for one of the demo's own. Raises ConfigError
+    for what is no address, and RuntimeError that says what to do if there is no agent to be had.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._agent: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
         self._registered: list[str] = []
-        self.name = "Consul"
-        self.discovery: Discovery = StaticDiscovery({})
+        self.name = ""
 
     def __enter__(self) -> ConsulRegistry:
-        if not self._address:
-            self._address = self._start_agent()
-        elif "//" not in self._address:
-            self._address = f"http://{self._address}"
-        self.name = f"Consul at {self._address}"
-        self._http = httpx.Client(base_url=self._address, trust_env=False, headers=_token(), timeout=10)
-        self._wait_for_leader()
-        self.discovery = ConsulDiscovery(self._address)
+        try:
+            self._consul = ConsulDiscovery(self._address or self._start_agent())
+            self.discovery: Discovery = self._consul
+            self.name = f"Consul at {self._consul.settings.address}"
+            self._wait_for_leader()
+        except BaseException:
+            self._end_agent()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._agent is None:  # somebody's own agent: leave it as it was
-            for service_id in self._registered:
-                self._http.put(f"/v1/agent/service/deregister/{service_id}")
-        self._http.close()
-        self._end_agent()
+        try:
+            if self._agent is None:  # somebody's own agent: leave it as it was
+                self._ask(self._deregister)
+        finally:
+            self._end_agent()
 
     def register(self, servers: list[Server]) -> None:
+        self._ask(lambda consul: self._register(consul, servers))
+
+    async def _register(self, consul: AsyncConsul, servers: list[Server]) -> None:
+        from consul import Check
+
         for server in servers:
-            service_id = f"meshlb-demo-{server.role.id}"
-            answer = self._http.put(
-                "/v1/agent/service/register",
-                json={
-                    "ID": service_id,
-                    "Name": server.role.service,
-                    "Address": "127.0.0.1",
-                    "Port": server.port,
-                    "Check": {
-                        "TCP": f"127.0.0.1:{server.port}",
-                        "Interval": "1s",
-                        "Timeout": "1s",
-                        "Status": "passing",
-                    },
-                },
-            )
-            answer.raise_for_status()
+            service_id = f"{_ID_PREFIX}{server.role.id}"
             self._registered.append(service_id)
+            check = {**Check.tcp("127.0.0.1", server.port, "1s", timeout="1s"), "status": "passing"}
+            await consul.agent.service.register(server.role.service, service_id, "127.0.0.1", server.port, check=check)
+
+    async def _deregister(self, consul: AsyncConsul) -> None:
+        for service_id in self._registered:
+            await consul.agent.service.deregister(service_id)
+
+    def _ask(self, question: Callable[[AsyncConsul], Awaitable[Any]]) -> Any:
+        """Ask as the mesh does: the same address, token and TLS settings."""
+
+        async def ask() -> Any:
+            try:
+                return await question(await self._consul.client())
+            finally:
+                await self._consul.aclose()
+
+        from consul import ConsulException
+
+        try:
+            return asyncio.run(ask())
+        except ConsulException as error:
+            raise RuntimeError(f"{self.name} refuses: {error}") from error
 
     def _start_agent(self) -> str:
         binary = os.environ.get("CONSUL_BIN") or shutil.which("consul")
@@ -120,41 +140,49 @@ class ConsulRegistry:
                 "or leave --consul out to use the embedded registry"
             )
         ports = _free_ports(4)
-        self._agent = subprocess.Popen(
-            [
-                binary, "agent", "-dev", "-bind=127.0.0.1", f"-http-port={ports[0]}", f"-server-port={ports[1]}",
-                f"-serf-lan-port={ports[2]}", f"-serf-wan-port={ports[3]}", "-dns-port=-1", "-grpc-port=-1",
-            ],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # _end_agent closes it
+        try:
+            self._agent = subprocess.Popen(
+                [
+                    binary, "agent", "-dev", "-bind=127.0.0.1", f"-http-port={ports[0]}", f"-server-port={ports[1]}",
+                    f"-serf-lan-port={ports[2]}", f"-serf-wan-port={ports[3]}", "-dns-port=-1", "-grpc-port=-1",
+                ],
+                stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+                process_group=0,  # the Ctrl-C of a terminal is for the demo, which ends the agent
+            )  # fmt: skip
+        except OSError as error:
+            raise RuntimeError(f"{binary} cannot be started: {error.strerror}") from error
         return f"http://127.0.0.1:{ports[0]}"
 
     def _wait_for_leader(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT
-        reason = ""
-        while time.monotonic() < deadline and (self._agent is None or self._agent.poll() is None):
+        deadline = time.monotonic() + (_START_TIMEOUT if self._agent else 0.0)
+        while True:
             try:
-                answer = self._http.get("/v1/status/leader")
-                if answer.status_code == 200 and answer.json():
+                if self._ask(lambda consul: consul.status.leader()):
                     return
-                reason = f"{answer.status_code} {answer.text.strip()}"
-            except (httpx.TransportError, ValueError) as error:
+                reason = "it knows no leader"
+            except (DiscoveryError, RuntimeError) as error:
                 reason = str(error)
+            if self._agent is not None and self._agent.poll() is not None:
+                raise RuntimeError(f"the Consul agent ended at once: {self._last_words()}")
+            if time.monotonic() >= deadline:
+                raise RuntimeError(f"no Consul agent with a leader at {self._consul.settings.address}: {reason}")
             time.sleep(0.1)
-        self._http.close()
-        self._end_agent()
-        raise RuntimeError(f"no Consul agent with a leader at {self._address}: {reason or 'it ended'}")
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return " ".join(line.strip() for line in lines if line.strip())[-400:]
 
     def _end_agent(self) -> None:
         agent, self._agent = self._agent, None
         if agent is not None:
             agent.kill()
             agent.wait()
-
-
-def _token() -> dict[str, str]:
-    token = os.environ.get("CONSUL_HTTP_TOKEN")
-    return {"X-Consul-Token": token} if token else {}
+        if self._log is not None:
+            self._log.close()
 
 
 def _free_ports(count: int) -> list[int]:

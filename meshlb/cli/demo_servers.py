@@ -46,7 +46,13 @@ class Server:
         """Start the process; ``ready`` waits for it."""
         command = [sys.executable, "-m", "meshlb.cli.demo_backend", self.role.protocol, "--id", self.role.id]
         command += ["--port", str(self.port), "--delay", str(self.role.delay), "--fail", str(self.role.fail)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # the Ctrl-C of a terminal is for the demo alone
+        )
 
     def ready(self) -> None:
         """Wait until it listens. Raises RuntimeError if it ended instead."""

@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, cast
 
-import grpc
 import httpx
 
 import meshlb.grpc.aio
-from meshlb._proto import echo_pb2, echo_pb2_grpc
+from meshlb._proto import echo_pb2
+from meshlb._proto.echo_pb2_grpc import EchoStub
 from meshlb.httpx import MeshTransport
 from meshlb.mesh import Mesh
+
+if TYPE_CHECKING:
+    from meshlb._proto.echo_pb2_grpc import EchoAsyncStub
 
 _HTTP_WORKERS = 6
 _GRPC_WORKERS = 6
@@ -42,7 +46,9 @@ class Traffic:
             workers = [pool.submit(self._pace, lambda: self._get(client)) for _ in range(_HTTP_WORKERS)]
             workers.append(pool.submit(asyncio.run, self._call_grpc()))
             for worker in workers:
-                worker.result()
+                error = worker.exception()  # waits for its end
+                if error is not None:
+                    self._count(error)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -56,7 +62,7 @@ class Traffic:
             began = time.monotonic()
             try:
                 call()
-            except httpx.HTTPError as error:
+            except Exception as error:  # whatever it is, the caller has seen it
                 self._count(error)
             else:
                 self._count(None)
@@ -64,21 +70,21 @@ class Traffic:
 
     async def _call_grpc(self) -> None:
         async with meshlb.grpc.aio.insecure_channel("consul:///stock", mesh=self._mesh) as channel:
-            stub = echo_pb2_grpc.EchoStub(channel)
+            stub = cast("EchoAsyncStub", EchoStub(channel))
             await asyncio.gather(*(self._say(stub) for _ in range(_GRPC_WORKERS)))
 
-    async def _say(self, stub: echo_pb2_grpc.EchoStub) -> None:
+    async def _say(self, stub: EchoAsyncStub) -> None:
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 await stub.Say(echo_pb2.EchoRequest(text="how many?"), timeout=5)
-            except grpc.RpcError as error:
+            except Exception as error:
                 self._count(error)
             else:
                 self._count(None)
             await asyncio.sleep(max(0.0, _PACE - (time.monotonic() - began)))
 
-    def _count(self, error: Exception | None) -> None:
+    def _count(self, error: BaseException | None) -> None:
         with self._lock:
             self.calls += 1
             if error is not None:

@@ -67,7 +67,7 @@ class LiveView:
         table = Table(title=f"{self._title}   {elapsed:4.1f} s   {calls} calls")
         for name, justify in (
             ("service", "left"), ("instance", "left"), ("its part", "left"), ("share", "right"),
-            ("in flight", "right"), ("latency", "right"), ("breaker", "left"), ("errors", "right"),
+            ("in flight", "right"), ("latency estimate", "right"), ("state", "left"), ("errors", "right"),
         ):  # fmt: skip
             table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich's literal type
         for row in rows(services, shares):
@@ -76,16 +76,22 @@ class LiveView:
         self._live.update(table)
 
 
+_INTERVAL = 2.0
+"""Seconds between two lines about a service."""
+
+
 class PlainView:
     """A line an event and a line a service from time to time: for logs and pipes."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._next = 0.0
+        self._next = _INTERVAL / 2
 
     def __enter__(self) -> PlainView:
         self._print(self._title)
+        for part in dict.fromkeys(_PARTS.values()):
+            self._print(f"       {part}: {', '.join(id for id, its in _PARTS.items() if its == part)}")
         return self
 
     def __exit__(self, *ignored: object) -> None:
@@ -97,7 +103,7 @@ class PlainView:
     def show(self, elapsed: float, services: list[dict[str, Any]], shares: Mapping[str, float], calls: int) -> None:
         if elapsed < self._next:
             return
-        self._next = elapsed + 2.0
+        self._next = elapsed + _INTERVAL
         cells: dict[str, list[str]] = {}
         for service, instance, _, share, _, _, state, _ in rows(services, shares):
             mark = "" if state == "ready" else f" {state}"

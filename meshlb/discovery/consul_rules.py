@@ -29,16 +29,25 @@ FIRST_QUERIES_PER_SECOND: Final = 100.0
 """A process that starts watching hundreds of services spreads its first queries; one with a few does not wait."""
 
 
-def next_index(previous: int, received: int | None) -> int:
+def next_index(previous: int, received: int | None, *, early: bool = False) -> int:
     """The index to ask with next; 0 means a query that does not block.
 
     Going backwards (a restored snapshot, another server under ``stale``) resets to 0. An equal index is a time-out and
-    stays. Below 1 is treated as 1: Consul would answer an index of 0 at once, again and again. Only for an answer
-    with status 200: errors carry an index too (1), which must not be kept.
+    stays, unless the answer came ``early``. Below 1 is treated as 1: Consul would answer an index of 0 at once, again
+    and again. Only for an answer with status 200: errors carry an index too (1), which must not be kept.
     """
-    if received is None or received < previous:
+    if received is None or received < previous or (early and 0 < received == previous):
         return 0
     return max(received, 1)
+
+
+def is_early(elapsed: float, wait: float) -> bool:
+    """Whether an answer with an equal index came too soon to be a time-out.
+
+    A server that restores a snapshot ends its blocking queries with what it knew before. The index of the restored
+    state is lower, so that a query with the old one would wait for its whole time and miss every change in it.
+    """
+    return elapsed < wait / 2
 
 
 def parse_index(header: str | None) -> int | None:

@@ -21,6 +21,7 @@ from meshlb.discovery.consul_rules import (
     Backoff,
     EmptyGuard,
     RefreshLimiter,
+    is_early,
     next_index,
     parse_index,
     read_timeout,
@@ -161,13 +162,15 @@ class ConsulWatch:
 
     async def _refresh(self) -> float:
         """Ask once and take the answer; returns the seconds to pause before asking again."""
+        asked_at, wait = self._clock(), self._wait()
         try:
-            self._status, self._headers, body = await self._ask()
+            self._status, self._headers, body = await self._ask(wait)
         except DiscoveryError:
             self._status = None
             raise
         if self._status != 200:
             raise refused(self._settings.address, self._status, body)
+        elapsed = self._clock() - asked_at
         answer = await self._read(body)
         if not answer.endpoints and not answer.problems and self._endpoints != ():
             known = sorted({endpoint.node for endpoint in self._endpoints or ()})[:_ASKED_NODES]
@@ -176,7 +179,7 @@ class ConsulWatch:
                 raise filtered(self._settings.address, self._query.service)
         now = self._clock()
         received = parse_index(self._headers.get("x-consul-index"))
-        self._index = next_index(self._index, received)
+        self._index = next_index(self._index, received, early=is_early(elapsed, wait))
         self._answered_at = now
         if self._empty.accepts(empty=not answer.endpoints, known=bool(self._endpoints), now=now):
             self._take(answer.endpoints)
@@ -188,14 +191,16 @@ class ConsulWatch:
         held = self._empty.remaining(now)
         return POLL_INTERVAL if held is None else min(POLL_INTERVAL, held)
 
-    async def _ask(self) -> tuple[int, Mapping[str, str], bytes]:
+    def _wait(self) -> float:
+        """Seconds that the next query may block: until an empty answer is to be confirmed, if one is held back."""
+        held = self._empty.remaining(self._clock())
+        return self._settings.wait if held is None else max(_SHORTEST_WAIT, min(self._settings.wait, held))
+
+    async def _ask(self, wait: float) -> tuple[int, Mapping[str, str], bytes]:
         """One query; it blocks if there is an index to wait on. Raises DiscoveryError if there is no answer."""
         params: list[tuple[str, str]] = []
         timeout = READ_MARGIN
         if self._index:
-            held = self._empty.remaining(self._clock())
-            wait = self._settings.wait if held is None else min(self._settings.wait, held)
-            wait = max(wait, _SHORTEST_WAIT)
             params += [("index", str(self._index)), ("wait", f"{wait * 1000:.0f}ms")]
             timeout = read_timeout(wait)
         response = await self._client.http.get(

@@ -13,6 +13,9 @@ from meshlb.errors import ConfigError
 _GROWTH: Final = 2.0
 """Each failed probe doubles the time out, as Linkerd's and gRPC's exponential back-off do."""
 
+_LONGEST_STREAK: Final = 64
+"""Where doubling stops: far beyond any ``max_open_time``, far below what a float can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
@@ -63,9 +66,9 @@ class BreakerState(Enum):
 class CircuitBreaker:
     """One endpoint's breaker. The owner serialises calls to it and passes the time in (seconds, monotonic).
 
-    ``generation`` grows with every change of state. An attempt remembers the generation it began in; what it later
-    reports is ignored if the state has changed since (an answer to a call from before the opening says nothing about
-    the probe). Only a probe's own result moves a half-open breaker.
+    ``generation`` grows with every change of state. An attempt remembers the generation it began in and when it began;
+    what it later reports is ignored if the state has changed since (an answer to a call from before the opening says
+    nothing about the probe). Only a probe's own result moves a half-open breaker.
     """
 
     __slots__ = ("_options", "_permits", "_random", "_streak", "_successes", "failures", "generation", "reason",
@@ -77,6 +80,7 @@ class CircuitBreaker:
         self._streak = 0
         self._successes = 0
         self._permits: list[float] = []
+        """Starting times of the probes under way."""
         self.failures = 0
         """Failures in a row while closed."""
         self.generation = 0
@@ -86,7 +90,18 @@ class CircuitBreaker:
         """When an open breaker may be probed."""
         self.state = BreakerState.CLOSED
 
-    def succeeded(self, generation: int) -> bool:
+    def acquire(self, now: float) -> bool:
+        """Let one call through that starts now, taking a probe's place if half-open."""
+        if self.state is not BreakerState.HALF_OPEN:
+            return self.state is BreakerState.CLOSED
+        lost = now - self._options.probe_timeout
+        self._permits = [started for started in self._permits if started > lost]
+        if len(self._permits) >= self._options.half_open_calls:
+            return False
+        self._permits.append(now)
+        return True
+
+    def succeeded(self, generation: int, started: float) -> bool:
         """Note a success. True if the state changed (half-open to closed)."""
         if generation != self.generation:
             return False
@@ -95,7 +110,7 @@ class CircuitBreaker:
             return False
         if self.state is BreakerState.OPEN:
             return False
-        self._return_permit()
+        self._return_permit(started)
         self._successes += 1
         if self._successes < self._options.half_open_calls:
             return False
@@ -105,7 +120,7 @@ class CircuitBreaker:
         self._enter(BreakerState.CLOSED)
         return True
 
-    def failed(self, generation: int) -> bool:
+    def failed(self, generation: int, started: float) -> bool:
         """Note a failure. True if the breaker should open now: the owner then calls ``open``, if it may."""
         if generation != self.generation:
             return False
@@ -113,21 +128,21 @@ class CircuitBreaker:
             self.failures += 1
             return self.failures >= self._options.consecutive_failures
         if self.state is BreakerState.HALF_OPEN:
-            self._return_permit()
+            self._return_permit(started)
             return True
         return False
 
-    def ignored(self, generation: int) -> None:
+    def ignored(self, generation: int, started: float) -> None:
         """Note an attempt that proved nothing (cancelled, local trouble): its probe's place is free again."""
         if generation == self.generation and self.state is BreakerState.HALF_OPEN:
-            self._return_permit()
+            self._return_permit(started)
 
     def open(self, now: float, reason: str) -> float:
         """Take the endpoint out; returns for how many seconds."""
         options = self._options
         base = min(options.open_time * _GROWTH**self._streak, options.max_open_time)
         duration = min(base * (1.0 + options.jitter * self._random.random()), options.max_open_time)
-        self._streak = min(self._streak + 1, 64)
+        self._streak = min(self._streak + 1, _LONGEST_STREAK)
         self.reason = reason
         self.retry_at = now + duration
         self._enter(BreakerState.OPEN)
@@ -145,26 +160,15 @@ class CircuitBreaker:
         self.retry_at = min(self.retry_at, now)
         return self.poll(now)
 
-    def admits(self, now: float) -> bool:
-        """Whether ``acquire`` would let a call through; changes nothing."""
-        if self.state is BreakerState.HALF_OPEN:
-            expired = sum(1 for deadline in self._permits if deadline <= now)
-            return len(self._permits) - expired < self._options.half_open_calls
-        return self.state is BreakerState.CLOSED
+    def forget_probes(self) -> None:
+        """Free every probe's place: for the child of a fork, which has none of the parent's attempts."""
+        self._permits = []
 
-    def acquire(self, now: float) -> bool:
-        """Let one call through, taking a probe's place if half-open."""
-        if self.state is BreakerState.CLOSED:
-            return True
-        if not self.admits(now):
-            return False
-        self._permits = [deadline for deadline in self._permits if deadline > now]
-        self._permits.append(now + self._options.probe_timeout)
-        return True
-
-    def _return_permit(self) -> None:
-        if self._permits:
-            self._permits.pop()
+    def _return_permit(self, started: float) -> None:
+        try:
+            self._permits.remove(started)
+        except ValueError:
+            pass  # it had been given up for lost
 
     def _enter(self, state: BreakerState) -> None:
         self.state = state

@@ -14,10 +14,17 @@ from typing import Final
 from meshlb._validate import number
 
 _SCALE: Final = 1000
-"""Tokens that one call deposits. Finagle's scale, fine enough for any ratio (tower's 1/floor(1/p) turns 0.3 to 0.33)."""
+"""Tokens that one call deposits. Finagle's scale, fine enough for any ratio (tower's 1/floor(1/p) turns 0.3 into
+0.33)."""
 
 _SLICES: Final = 10
 """The window moves in tenths of its length, as Finagle's."""
+
+_MOST_PER_SECOND: Final = 1e6
+"""A process cannot make more calls a second, so more is no bound at all; ``Retry(budget=None)`` says that openly."""
+
+_MOST_TO_WITHDRAW: Final = 1e12
+"""Tokens. A ratio that needs more (a retry in a thousand million calls) is as good as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class RetryBudget:
 
     def __post_init__(self) -> None:
         number("RetryBudget.ratio", self.ratio, least=0, most=_SCALE)
-        number("RetryBudget.min_per_second", self.min_per_second, least=0)
+        number("RetryBudget.min_per_second", self.min_per_second, least=0, most=_MOST_PER_SECOND)
         number("RetryBudget.ttl", self.ttl, least=1, most=60)
 
 
@@ -49,7 +56,7 @@ class TokenBudget:
         self._lock = threading.Lock()
         if options.ratio > 0:
             self._deposit = _SCALE
-            self._withdraw = max(1, int(_SCALE / options.ratio))
+            self._withdraw = max(1, int(min(_SCALE / options.ratio, _MOST_TO_WITHDRAW)))
         else:
             self._deposit, self._withdraw = 0, 1
         self._reserve = int(options.min_per_second * options.ttl * self._withdraw)
@@ -58,9 +65,9 @@ class TokenBudget:
         self._slice = int(clock() / self._span)
         self._current = self._slice % _SLICES
 
-    def deposit(self) -> None:
-        """Note one call (not an attempt: retries never deposit)."""
-        index = int(self._clock() / self._span)
+    def deposit(self, now: float) -> None:
+        """Note one call (not an attempt: retries never deposit) that began ``now``, by the clock of this account."""
+        index = int(now / self._span)
         with self._lock:
             if index != self._slice:
                 self._advance(index)
@@ -76,6 +83,11 @@ class TokenBudget:
                 return False
             self._slices[self._current] -= self._withdraw
             return True
+
+    def refund(self) -> None:
+        """Take back a withdrawal: the retry that it paid for was not made."""
+        with self._lock:
+            self._slices[self._current] += self._withdraw
 
     @property
     def balance(self) -> int:

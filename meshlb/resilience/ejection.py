@@ -10,7 +10,8 @@ class EjectionCap:
 
     The rule is gRFC A50's: an ejection is refused when the share that is out *already* has reached the limit. So at
     least one endpoint can always be ejected, however few there are (Envoy's default ejects none below ten), unless
-    the limit is 0. A leaf lock: nothing else is ever acquired while it is held.
+    the limit is 0. Its lock is a leaf: nothing else is ever acquired while it is held, so an endpoint may call it
+    under a lock of its own.
     """
 
     __slots__ = ("_limit", "_lock", "_out", "_size")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import time
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb._validate import integer, seconds
@@ -14,6 +15,8 @@ from meshlb.resilience.budget import RetryBudget
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
+
+logger = logging.getLogger("meshlb.retry")
 
 Wait = Callable[["RetryCallState"], float]
 Stop = Callable[["RetryCallState"], bool]
@@ -56,11 +59,12 @@ class Retry:
         integer("Retry.max_attempts", self.max_attempts, least=1)
         seconds("Retry.per_try_timeout", self.per_try_timeout, optional=True)
         for name, strategy in (("wait", self.wait), ("stop", self.stop)):
-            if strategy is not None and not callable(strategy):
+            if strategy is not None and (not callable(strategy) or isinstance(strategy, type)):
                 raise ConfigError(f"Retry.{name}: {strategy!r} is not a tenacity {name} strategy (a callable)")
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             raise ConfigError(f"Retry.budget: {self.budget!r} is not a RetryBudget (or None)")
-        if isinstance(self.idempotent_methods, str) or not all(isinstance(m, str) for m in self.idempotent_methods):
+        methods = self.idempotent_methods
+        if isinstance(methods, str | bytes) or not all(isinstance(method, str) for method in methods):
             raise ConfigError(f"Retry.idempotent_methods: {self.idempotent_methods!r} is not a sequence of strings")
         object.__setattr__(self, "idempotent_methods", tuple(self.idempotent_methods))
 
@@ -74,33 +78,46 @@ class Backoff:
 
     __slots__ = ("_retry", "_state")
 
-    def __init__(self, retry: Retry, elapsed: float) -> None:
+    def __init__(self, retry: Retry) -> None:
         from tenacity import RetryCallState
 
         self._retry = retry
-        # The state computes `seconds_since_start` from two of its own stamps; both are set from the mesh's clock.
         nothing: Any = None
         self._state = RetryCallState(retry_object=nothing, fn=None, args=(), kwargs={})
-        self._state.start_time = time.monotonic() - elapsed
+        # `seconds_since_start` is the difference of two stamps of the state; both are set by the mesh's own clock.
+        self._state.start_time = 0.0
 
-    def next_wait(self, attempt: int, elapsed: float, error: BaseException | None) -> float | None:
+    def next_wait(
+        self, attempt: int, elapsed: float, error: BaseException | None, *, pause: float | None = None
+    ) -> float | None:
         """Seconds to wait after attempt number ``attempt``, or None to stop.
 
-        ``elapsed``: seconds since the call began.
+        ``elapsed``: seconds since the call began. ``pause``: the wait, where something else than the ``wait`` strategy
+        decides it; ``stop`` is asked all the same, and told of it (``stop_before_delay``). A strategy that raises is
+        logged, and stops.
         """
+        try:
+            return self._ask(attempt, elapsed, error, pause)
+        except Exception:
+            logger.exception("a retry strategy failed; the call ends with the error it has")
+            return None
+
+    def _ask(self, attempt: int, elapsed: float, error: BaseException | None, pause: float | None) -> float | None:
         state = self._state
         state.attempt_number = attempt
         if error is not None:
             state.set_exception((type(error), error, error.__traceback__))
         else:
             state.set_result(None)
-        state.outcome_timestamp = state.start_time + elapsed
-        wait = self._retry.wait or _default_wait()
-        pause = max(0.0, float(wait(state)))
+        state.outcome_timestamp = elapsed
+        if pause is None:
+            pause = max(0.0, float((self._retry.wait or _default_wait())(state)))
+            if pause == inf:
+                return None
         state.upcoming_sleep = pause
-        state.idle_for += pause
         if self._retry.stop is not None and self._retry.stop(state):
             return None
+        state.idle_for += pause
         return pause
 
 

@@ -49,9 +49,7 @@ def judge(nodes: Sequence[JudgedT], panic_threshold: float) -> Eligibility[Judge
     what an operator has put into maintenance. A threshold of 0 never panics.
     """
     usable = [node for node in nodes if node.endpoint.status is not Status.MAINTENANCE]
-    eligible = tuple(
-        node for node in usable if node.endpoint.status is not Status.CRITICAL and not node.is_open
-    )
+    eligible = tuple(node for node in usable if node.endpoint.status is not Status.CRITICAL and not node.is_open)
     if usable and len(eligible) < panic_threshold * len(usable):
         return Eligibility(tuple(usable), panic=True)
     return Eligibility(eligible, panic=False)

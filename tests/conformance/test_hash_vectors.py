@@ -1,9 +1,8 @@
-"""Published vectors of the consistent hashes, bounded loads and subsets. Each names its source."""
+"""Published vectors of the consistent hashes and of bounded loads. Each names its source."""
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import accumulate
 from random import Random
 
 import pytest
@@ -11,7 +10,6 @@ from xxhash import xxh64_intdigest
 
 from meshlb.balancing.bounded_load import envoy_slots, haproxy_slots, probe_order, total_slots
 from meshlb.balancing.maglev import Maglev, fill, weighted_turns
-from meshlb.balancing.rendezvous import rendezvous_subset
 from meshlb.balancing.ring import KetamaRing
 
 HOSTS = [f"127.0.0.1:{port}" for port in range(90, 96)]
@@ -148,25 +146,3 @@ def test_slots() -> None:
     assert haproxy_slots(9, [1, 2, 3], 125) == [2, 4, 7]
     assert (total_slots(0, 100), total_slots(9, 125), total_slots(99, 125)) == (1, 13, 125)
     assert haproxy_slots(0, [1, 1, 1], 100) == [1, 1, 1]
-
-
-# --- subset
-
-
-def test_a68_one_endpoint_changes_one_member() -> None:
-    """G63, gRFC A68: adding or removing one endpoint changes at most one member of any client's subset."""
-    keys = [f"10.0.0.{i}:80" for i in range(100)]
-    for seed in range(50):
-        whole = {keys[i] for i in rendezvous_subset(keys, 10, seed)}
-        assert len(whole) == 10
-        fewer = keys[:seed] + keys[seed + 1 :]
-        assert len(whole - {fewer[i] for i in rendezvous_subset(fewer, 10, seed)}) <= 1
-    assert sorted(rendezvous_subset(keys, 1000, 1)) == list(range(100))
-
-
-def test_a68_spreads_clients() -> None:
-    keys = [f"10.0.0.{i}:80" for i in range(30)]
-    load = Counter(i for seed in range(1000) for i in rendezvous_subset(keys, 3, seed))
-    assert len(load) == 30
-    assert max(load.values()) < 1.4 * 100
-    assert list(accumulate(load.values()))[-1] == 3000

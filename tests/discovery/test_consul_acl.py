@@ -66,7 +66,9 @@ async def test_a_token_deleted_while_a_query_waits_and_replaced(agent, service_n
     token = agent.create_token(READ, f"policy-{service_name}")
     path = tmp_path / "token"
     path.write_text(token)
-    async with watching(ConsulDiscovery(agent.address, token_file=path, empty_grace=0), service_name) as sink:
+    # Consul looks at the token when a query starts or its service changes: one that waits goes on to its end.
+    discovery = ConsulDiscovery(agent.address, token_file=path, wait=1, empty_grace=0)
+    async with watching(discovery, service_name) as sink:
         await sink.until(lambda sink: sink.addresses == ["127.0.0.1:8001"])
         agent.delete_token(token)
         await sink.until(lambda sink: sink.failures)

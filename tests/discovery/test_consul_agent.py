@@ -148,6 +148,18 @@ async def test_a_new_instance_is_seen_while_other_services_change(consul_agent, 
             await sink.until(lambda sink, number=number: len(sink.endpoints) == number + 1)
 
 
+async def test_a_query_that_times_out_confirms_what_is_known(consul_agent, service_name):
+    consul_agent.register(service_name, service_name, "127.0.0.1", 8001)
+    discovery = ConsulDiscovery(consul_agent.address, wait=1)
+    async with watching(discovery, service_name) as sink:
+        await sink.until(lambda sink: sink.addresses)
+        index = discovery.describe(ServiceQuery(service_name))["index"]
+        told = len(sink.updates)
+        await sink.until(lambda sink: len(sink.updates) == told + 2)
+        assert all(update is sink.updates[-3] for update in sink.updates[-2:]), "the very same tuple"
+        assert discovery.describe(ServiceQuery(service_name))["index"] == index
+
+
 async def test_py_consuls_other_calls_are_awaitable(consul_agent, service_name):
     discovery = ConsulDiscovery(consul_agent.address)
     client = await discovery.client()
@@ -217,7 +229,8 @@ async def test_node_maintenance(service_name):
 async def test_a_connection_limit_slows_down_and_recovers(service_name):
     with ConsulAgent(config={"limits": {"http_max_conns_per_client": 3}}) as agent:
         agent.register(service_name, "one", "127.0.0.1", 8001)
-        discovery = ConsulDiscovery(agent.address)
+        # wait: Consul counts a connection that was closed during a query until that query would have ended.
+        discovery = ConsulDiscovery(agent.address, wait=1)
         async with watching(discovery, service_name) as sink:
             await sink.until(lambda sink: sink.addresses)
             more = [CollectingSink() for _ in range(6)]

@@ -157,16 +157,12 @@ async def test_an_index_that_goes_back_is_forgotten_and_nothing_is_told_twice():
         assert not sink.failures
 
 
-async def test_an_equal_index_is_a_time_out_and_no_change():
-    answers = [good(40, 80), good(40, 80), good(40, 80)]
-    async with odd_consul(answers=answers) as consul:
-        discovery = ConsulDiscovery(consul.address)
-        async with watching(discovery, "web") as sink:
-            await eventually_async(lambda: len(consul.requests) == 4)
-            assert [request.index for request in consul.requests] == [None, "40", "40", "40"]
-            assert len(sink.changes) == 1
-            assert all(update is sink.updates[0] for update in sink.updates), "confirmed with the very same tuple"
-            assert discovery.describe(ServiceQuery("web"))["index"] == 40
+async def test_an_equal_index_that_comes_too_early_is_forgotten():
+    answers = [good(40, 80), good(40, 80), good(15, 80, 81), good(16, 80)]
+    async with odd_consul(answers=answers) as consul, watching(ConsulDiscovery(consul.address), "web") as sink:
+        await eventually_async(lambda: len(consul.requests) == 5)
+        assert [request.index for request in consul.requests] == [None, "40", None, "15", "16"]
+        assert [len(change) for change in sink.changes] == [1, 2, 1]
 
 
 async def test_endless_changes_are_taken_in_at_the_refresh_interval():
@@ -181,7 +177,7 @@ async def test_endless_changes_are_taken_in_at_the_refresh_interval():
 
 
 async def test_an_empty_answer_after_instances_is_held_back_then_believed():
-    answers = [good(40, 80), good(41), good(41)]
+    answers = [good(40, 80), good(41), good(42)]
     async with odd_consul(answers=answers) as consul:
         discovery = ConsulDiscovery(consul.address, empty_grace=5)
         async with watching(discovery, "web") as sink:

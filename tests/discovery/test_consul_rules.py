@@ -16,6 +16,7 @@ from meshlb.discovery.consul_rules import (
     EmptyGuard,
     RefreshLimiter,
     first_delay,
+    is_early,
     next_index,
     parse_index,
     read_timeout,
@@ -38,6 +39,18 @@ from meshlb.discovery.consul_rules import (
 )
 def test_next_index(previous, received, expected):
     assert next_index(previous, received) == expected
+
+
+@pytest.mark.parametrize(
+    ("previous", "received", "expected"), [(100, 100, 0), (100, 101, 101), (100, 50, 0), (0, 7, 7), (0, 0, 1)]
+)
+def test_an_equal_index_before_the_time_is_over_is_forgotten(previous, received, expected):
+    assert next_index(previous, received, early=True) == expected
+
+
+@pytest.mark.parametrize(("elapsed", "expected"), [(0.0, True), (27.0, True), (54.9, False), (58.4, False)])
+def test_is_early(elapsed, expected):
+    assert is_early(elapsed, 55.0) is expected
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 2**63)), max_size=20))

@@ -13,8 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 
 from meshlb import Cluster, Endpoint, Mesh, ServiceConfig
-from meshlb.discovery import StaticDiscovery
-from tests.balancing.fakes import FakeClock
+from meshlb.testing import FakeClock, LocalMesh
 
 ENDPOINTS = (Endpoint("10.0.0.1", 8001, zone="a"), Endpoint("10.0.0.2", 8002, weight=3))
 
@@ -28,18 +27,12 @@ class Rig:
         self.meters = MeterProvider([self.reader])
         self.clock = FakeClock(100.0)
         self.mesh = self.make_mesh(**settings)
-        self.cluster = self.service(self.mesh)
+        self.cluster: Cluster = self.mesh.cluster("orders")
 
     def make_mesh(self, **settings: Any) -> Mesh:
         """Another mesh of the same program."""
         given = {"tracer_provider": self.tracers, "meter_provider": self.meters, "clock": self.clock, **settings}
-        return Mesh(StaticDiscovery({"orders": ENDPOINTS}), defaults=ServiceConfig(policy="round_robin"), **given)
-
-    @staticmethod
-    def service(mesh: Mesh) -> Cluster:
-        cluster = mesh.cluster("orders")
-        cluster.wait_ready(5)
-        return cluster
+        return LocalMesh({"orders": ENDPOINTS}, defaults=ServiceConfig(policy="round_robin"), **given)
 
     @property
     def span(self) -> ReadableSpan:

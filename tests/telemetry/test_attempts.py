@@ -24,7 +24,7 @@ def http(rig: Rig, status: str | None = "200", outcome: Outcome = OK, **given: A
     assert attempt is not None
     headers: dict[str, str] = {}
     attempt.inject(headers.__setitem__)
-    rig.clock.now += 0.25
+    rig.clock.advance(0.25)
     lease.close(outcome)
     attempt.finish(status, outcome, lease.latency)
     return headers
@@ -36,7 +36,7 @@ def rpc(rig: Rig, status: str | None = "OK", outcome: Outcome = OK, resend: int 
     assert attempt is not None
     metadata: dict[str, str] = {}
     attempt.inject(metadata.__setitem__)
-    rig.clock.now += 0.25
+    rig.clock.advance(0.25)
     lease.close(outcome)
     attempt.finish(status, outcome, lease.latency)
     return metadata
@@ -227,9 +227,9 @@ def test_an_unsampled_attempt_is_not_exported_but_its_context_travels():
 def test_the_duration_is_the_latency_that_balances(rig: Rig):
     lease = rig.cluster.start()
     attempt = rig.mesh.telemetry.http_attempt(rig.cluster, lease, method="GET", url="http://orders/", scheme="http")
-    rig.clock.now += 0.5
+    rig.clock.advance(0.5)
     lease.answered()
-    rig.clock.now += 60.0  # the body
+    rig.clock.advance(60.0)  # the body
     lease.close()
     attempt.finish("200", OK, lease.latency)
     (point,) = rig.points("http.client.request.duration")

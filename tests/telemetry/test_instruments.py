@@ -6,12 +6,12 @@ import weakref
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from meshlb import Breaker, Endpoint, Mesh, ServiceConfig, Status
+from meshlb import Breaker, Endpoint, ServiceConfig, Status
 from meshlb.call import Call, Safety
-from meshlb.discovery import StaticDiscovery
 from meshlb.model import NO_CONTEXT, Outcome, OutcomeKind, Sent
 from meshlb.telemetry import names
 from meshlb.telemetry.gauges import READERS
+from meshlb.testing import LocalMesh
 from tests.telemetry.rig import Rig
 
 FAILED = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, retryable=True, reason="503")
@@ -28,7 +28,7 @@ def test_the_figures_of_each_endpoint(rig: Rig):
     assert rig.values("meshlb.endpoint.calls", PORT) == {busy: 1, idle: 0}
     assert rig.values("meshlb.endpoint.weight", PORT) == {8001: 1, 8002: 3}
     assert rig.values("meshlb.endpoint.latency", PORT) == {}  # unknown is not 0
-    rig.clock.now += 0.5
+    rig.clock.advance(0.5)
     lease.close()
     assert rig.values("meshlb.endpoint.in_flight", PORT) == {busy: 0, idle: 0}
     assert rig.values("meshlb.endpoint.latency", PORT) == {busy: 0.5}
@@ -52,35 +52,28 @@ def test_the_figures_of_each_endpoint(rig: Rig):
 
 def test_the_state_is_one_for_the_current_and_zero_for_the_others():
     states = {"ready": 0, "open": 0, "half_open": 0, "critical": 0, "maintenance": 0}
-    with Rig() as rig:
-        discovery = StaticDiscovery(
-            {
-                "stock": [
-                    Endpoint("10.0.0.3", 1),
-                    Endpoint("10.0.0.4", 2, status=Status.MAINTENANCE),
-                    Endpoint("10.0.0.5", 3, status=Status.CRITICAL),
-                ]
-            }
-        )
-        config = ServiceConfig(policy="round_robin", breaker=Breaker(consecutive_failures=1), panic_threshold=0)
-        with Mesh(discovery, meter_provider=rig.meters, defaults=config) as mesh:
-            stock = mesh.cluster("stock")
-            stock.wait_ready(5)
-            stock.start().close(FAILED)
-            found = rig.values("meshlb.endpoint.state", "meshlb.service", PORT, "meshlb.endpoint.state")
-            for port, state in {1: "open", 2: "maintenance", 3: "critical"}.items():
-                assert {name: found["stock", port, name] for name in states} == {**states, state: 1}
-            counts = rig.values("meshlb.service.endpoints", "meshlb.service", "meshlb.endpoint.state")
-            assert {name: counts["stock", name] for name in states} == {
-                **states,
-                "open": 1,
-                "maintenance": 1,
-                "critical": 1,
-            }
+    instances = [
+        Endpoint("10.0.0.3", 1),
+        Endpoint("10.0.0.4", 2, status=Status.MAINTENANCE),
+        Endpoint("10.0.0.5", 3, status=Status.CRITICAL),
+    ]
+    config = ServiceConfig(policy="round_robin", breaker=Breaker(consecutive_failures=1), panic_threshold=0)
+    with Rig() as rig, LocalMesh({"stock": instances}, meter_provider=rig.meters, defaults=config) as mesh:
+        mesh.cluster("stock").start().close(FAILED)
+        found = rig.values("meshlb.endpoint.state", "meshlb.service", PORT, "meshlb.endpoint.state")
+        for port, state in {1: "open", 2: "maintenance", 3: "critical"}.items():
+            assert {name: found["stock", port, name] for name in states} == {**states, state: 1}
+        counts = rig.values("meshlb.service.endpoints", "meshlb.service", "meshlb.endpoint.state")
+        assert {name: counts["stock", name] for name in states} == {
+            **states,
+            "open": 1,
+            "maintenance": 1,
+            "critical": 1,
+        }
 
 
 def test_the_figures_of_a_service(rig: Rig):
-    rig.clock.now += 7.0
+    rig.clock.advance(7.0)
     assert rig.values("meshlb.discovery.age", "meshlb.service") == {"orders": 7.0}
     assert rig.values("meshlb.service.retries", "meshlb.service") == {"orders": 0}
     lease = rig.cluster.start()
@@ -108,7 +101,7 @@ def test_a_tag_and_a_datacenter_keep_services_apart(rig: Rig):
 
 def test_two_meshes_of_one_program_are_added_up(rig: Rig):
     with rig.make_mesh() as other:
-        there = rig.service(other)
+        there = other.cluster("orders")
         leases = [rig.cluster.start(), rig.cluster.start(), there.start(), there.start()]
         assert rig.values("meshlb.endpoint.in_flight", PORT) == {8001: 2, 8002: 2}
         assert rig.values("meshlb.endpoint.weight", PORT) == {8001: 1, 8002: 3}
@@ -133,24 +126,14 @@ def test_a_closed_mesh_is_reported_no_more(rig: Rig):
 def test_a_mesh_that_is_dropped_unclosed_is_not_kept_alive():
     reader = InMemoryMetricReader()
     meters = MeterProvider([reader])
-    mesh = Mesh(StaticDiscovery({}), meter_provider=meters)
-    mesh.telemetry.cluster_added(mesh_cluster_without_watch(mesh))
+    mesh = LocalMesh({"orders": ["10.0.0.1:1"]}, meter_provider=meters)
+    mesh.cluster("orders")
     dropped = weakref.ref(mesh)
     del mesh
     gc.collect()
     assert dropped() is None
-    reader.get_metrics_data()
+    assert reader.get_metrics_data() is None
     meters.shutdown()
-
-
-def mesh_cluster_without_watch(mesh: Mesh):
-    """A cluster made as the mesh makes it, but without starting the control loop, which would hold the mesh."""
-    from random import Random
-
-    from meshlb import Cluster
-    from meshlb.discovery import ServiceQuery
-
-    return Cluster(ServiceQuery("orders"), mesh.defaults, clock=mesh.clock, random=Random(1), background=mesh)
 
 
 def test_all_names_of_instruments_are_in_use():

@@ -13,8 +13,7 @@ import pytest
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
-from meshlb import Mesh
-from meshlb.discovery import StaticDiscovery
+from meshlb.testing import LocalMesh
 from tests.telemetry.rig import Rig
 
 SET_UP = """
@@ -145,7 +144,7 @@ def test_what_providers_raise_stays_in_the_log_and_the_other_one_works(caplog: p
             attempt = rig.mesh.telemetry.rpc_attempt(rig.cluster, lease, method="/a/b")
             attempt.finish("OK")
             lease.close()
-            rig.clock.now += 1.0
+            rig.clock.advance(1.0)
         (point,) = rig.points("rpc.client.call.duration")
         assert point.count == 3
     assert len(caplog.records) == 1
@@ -167,10 +166,8 @@ def test_a_tracer_that_raises_costs_no_call(caplog: pytest.LogCaptureFixture):
         def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
             return BrokenTracer()
 
-    mesh = Mesh(StaticDiscovery({"orders": ["127.0.0.1:1"]}), tracer_provider=Provider())
-    with mesh:
+    with LocalMesh({"orders": ["127.0.0.1:1"]}, tracer_provider=Provider()) as mesh:
         cluster = mesh.cluster("orders")
-        cluster.wait_ready(5)
         lease = cluster.start()
         attempt = mesh.telemetry.http_attempt(cluster, lease, method="GET", url="http://orders/", scheme="http")
         attempt.inject(lambda key, value: None)

@@ -1,0 +1,49 @@
+"""What a caller may say about one request: ``client.get(url, extensions={"meshlb": {...}})``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from meshlb._validate import seconds
+from meshlb.errors import ConfigError
+from meshlb.model import HashKey
+
+EXTENSION: Final = "meshlb"
+"""The key in ``request.extensions`` that holds the options, and in ``response.extensions`` what became of it."""
+
+_NAMES: Final = ("idempotent", "key", "retry", "timeout")
+
+
+class CallOptions:
+    """One request's options, checked.
+
+    * ``idempotent``: True: may be sent twice whatever its method; False: must not; None: as the method says.
+    * ``key``: what a hash policy hashes.
+    * ``timeout``: seconds for the whole call, instead of ``ServiceConfig.timeout``.
+    * ``retry``: False: one attempt only.
+
+    Raises ConfigError naming the option.
+    """
+
+    __slots__ = ("idempotent", "key", "retry", "timeout")
+
+    def __init__(self, given: Any) -> None:
+        if not isinstance(given, dict):
+            raise ConfigError(f'extensions["{EXTENSION}"]: {given!r} is not a dict')
+        if unknown := [name for name in given if name not in _NAMES]:
+            raise ConfigError(
+                f'extensions["{EXTENSION}"]: unknown option {unknown[0]!r}; there are {", ".join(_NAMES)}'
+            )
+        self.idempotent: bool | None = _flag("idempotent", given.get("idempotent"))
+        self.retry: bool = _flag("retry", given.get("retry")) is not False
+        self.key: HashKey | None = given.get("key")
+        if self.key is not None and not isinstance(self.key, str | bytes | int):
+            raise ConfigError(f'extensions["{EXTENSION}"]["key"]: {self.key!r} is not a str, bytes or int')
+        self.timeout: float | None = given.get("timeout")
+        seconds(f'extensions["{EXTENSION}"]["timeout"]', self.timeout, optional=True)
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f'extensions["{EXTENSION}"]["{name}"]: {value!r} is not True or False')
+    return value

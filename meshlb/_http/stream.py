@@ -1,0 +1,101 @@
+"""Response bodies that hold the attempt's lease until they are closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from meshlb._http.exchange import Exchange
+
+
+class LeaseStream:
+    """The body of a response, in the place of the inner transport's own.
+
+    Closing it ends the attempt, however much was read: the endpoint has answered. An error while reading ends it as a
+    failure, and goes on to the caller as it is. A stream that is dropped unclosed is noticed when it is collected.
+    """
+
+    def __init__(self, stream: Any, exchange: Exchange) -> None:
+        self._stream = stream
+        self._exchange = exchange
+
+    def _broken(self, error: BaseException) -> None:
+        if not isinstance(error, GeneratorExit):  # no error: the reader has stopped, and will close
+            self._exchange.broken(error)
+
+
+class SyncLeaseStream(LeaseStream):
+    """See LeaseStream. To be combined with the package's SyncByteStream."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            if self._exchange.deadline is None:
+                yield from self._stream
+            else:
+                for chunk in self._stream:
+                    yield chunk
+                    if self._exchange.remaining() <= 0:
+                        raise self._exchange.deadline_error()
+        except BaseException as error:
+            self._broken(error)
+            raise
+
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        except BaseException as error:
+            self._broken(error)
+            raise
+        finally:
+            self._exchange.finished()
+
+    def __del__(self) -> None:
+        exchange = self._exchange
+        if exchange.is_open:
+            exchange.abandoned(self._stream.close)
+
+
+class AsyncLeaseStream(LeaseStream):
+    """See LeaseStream. To be combined with the package's AsyncByteStream."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            if self._exchange.deadline is None:
+                async for chunk in self._stream:
+                    yield chunk
+            else:
+                async for chunk in self._until_deadline():
+                    yield chunk
+        except BaseException as error:
+            self._broken(error)
+            raise
+
+    async def _until_deadline(self) -> AsyncIterator[bytes]:
+        chunks = aiter(self._stream)
+        while True:
+            # Cancelled from within, the inner streams end properly; left suspended, they would be for the collector.
+            with anyio.move_on_after(self._exchange.remaining()) as scope:
+                try:
+                    chunk = await anext(chunks)
+                except StopAsyncIteration:
+                    return
+            if scope.cancelled_caught:
+                raise self._exchange.deadline_error()
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        except BaseException as error:
+            self._broken(error)
+            raise
+        finally:
+            self._exchange.finished()
+
+    def __del__(self) -> None:
+        exchange = self._exchange
+        if exchange.is_open:
+            exchange.abandoned(None)  # its connection can only be closed on its own loop, which may be gone

@@ -1,0 +1,208 @@
+"""Where the key of a hash policy comes from: what is said for one call, what surrounds it, or the request itself.
+
+The first of these that yields something is the key:
+
+1. the call's own: ``extensions={"meshlb": {"key": ...}}`` in httpx, ``cluster.lease(key=...)``;
+2. ``with meshlb.hash_key("user-42"):`` around the call;
+3. the sources of ``ServiceConfig.hash_on``, in their order;
+4. for ``ip_hash``: the address of the caller whose request this process is serving, noted by our server middleware.
+
+Without a key the policy's ``missing_key`` decides. Nothing of this is looked at for a policy that hashes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from meshlb._validate import integer
+from meshlb.errors import ConfigError
+from meshlb.model import NO_CONTEXT, CallContext, HashKey
+
+if TYPE_CHECKING:
+    from meshlb.cluster import Cluster
+
+logger = logging.getLogger("meshlb.affinity")
+
+_hash_key: ContextVar[HashKey | None] = ContextVar("meshlb_hash_key", default=None)
+_caller_address: ContextVar[str | None] = ContextVar("meshlb_caller_address", default=None)
+
+
+@contextmanager
+def hash_key(key: HashKey | None) -> Iterator[None]:
+    """Give every call within the block, in this thread or task, this key. None hides an outer block's key.
+
+    Raises ConfigError for a key that is no str, bytes or int.
+    """
+    token = _hash_key.set(checked_key("hash_key", key))
+    try:
+        yield
+    finally:
+        _hash_key.reset(token)
+
+
+@contextmanager
+def caller_address(address: str | None) -> Iterator[None]:
+    """Note whose request is being served within the block: an IP address. For server middleware."""
+    token = _caller_address.set(address)
+    try:
+        yield
+    finally:
+        _caller_address.reset(token)
+
+
+def current_caller_address() -> str | None:
+    """The address of the caller whose request is being served here, if a middleware has noted it."""
+    return _caller_address.get()
+
+
+def checked_key(name: str, key: object) -> HashKey | None:
+    """``key``, if it can be one. Raises ConfigError naming it."""
+    if key is not None and (isinstance(key, bool) or not isinstance(key, str | bytes | int)):
+        raise ConfigError(f"{name}: {key!r} is not a str, bytes or int")
+    return key
+
+
+class KeyRequest(Protocol):
+    """A request as key sources see it, of whatever protocol."""
+
+    @property
+    def method(self) -> str:
+        """The HTTP verb, or the gRPC method ("/package.Service/Method")."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The URL's path, percent-decoded; the gRPC method."""
+        ...
+
+    def header(self, name: str) -> str | None:
+        """A header or metadata entry; several values are joined with a comma."""
+        ...
+
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter; None for gRPC."""
+        ...
+
+
+KeySource = Callable[[KeyRequest], HashKey | None]
+"""Finds a key in a request, or None. Any function of a request is one; the classes below are the usual ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The value of a request header or metadata entry."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _require_name("Header.name", self.name)
+
+    def __call__(self, request: KeyRequest) -> HashKey | None:
+        return request.header(self.name) or None
+
+
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """The value of a cookie that the request carries."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _require_name("Cookie.name", self.name)
+
+    def __call__(self, request: KeyRequest) -> HashKey | None:
+        for pair in (request.header("cookie") or "").split(";"):
+            name, _, value = pair.strip().partition("=")
+            if name == self.name:
+                return value.strip('"') or None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryParameter:
+    """The first value of a parameter in the URL's query."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _require_name("QueryParameter.name", self.name)
+
+    def __call__(self, request: KeyRequest) -> HashKey | None:
+        return request.query(self.name) or None
+
+
+@dataclass(frozen=True, slots=True)
+class PathSegment:
+    """One segment of the path, counted from 0: in ``/users/42/orders`` segment 1 is ``42``; negative from the end."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        integer("PathSegment.index", self.index, least=-100, most=100)
+
+    def __call__(self, request: KeyRequest) -> HashKey | None:
+        segments = [segment for segment in request.path.split("/") if segment]
+        return segments[self.index] if -len(segments) <= self.index < len(segments) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedFor:
+    """The original caller's address out of ``X-Forwarded-For`` (the first entry), or another header of that form.
+
+    Only as true as whoever set it: use it behind a proxy that overwrites what clients send.
+    """
+
+    name: str = "x-forwarded-for"
+
+    def __post_init__(self) -> None:
+        _require_name("ForwardedFor.name", self.name)
+
+    def __call__(self, request: KeyRequest) -> HashKey | None:
+        return (request.header(self.name) or "").split(",")[0].strip() or None
+
+
+def checked_sources(field: str, sources: KeySource | Iterable[KeySource] | None) -> tuple[KeySource, ...]:
+    """One source or several as a tuple. Raises ConfigError naming ``field``."""
+    if sources is None:
+        return ()
+    found = (sources,) if callable(sources) else tuple(sources)
+    for source in found:
+        if not callable(source) or isinstance(source, type):
+            raise ConfigError(
+                f"{field}: {source!r} is not a key source (Header('x-user'), Cookie('session'), a function of a request)"
+            )
+    return found
+
+
+_IP_HASH: Final = "ip_hash"
+
+
+def call_context(
+    cluster: Cluster, explicit: HashKey | None, method: str, request: KeyRequest | None = None
+) -> CallContext:
+    """The context of a call: with its key if the cluster's policy hashes one, otherwise the shared one without."""
+    if explicit is None and not cluster.hashes:
+        return NO_CONTEXT
+    key = explicit if explicit is not None else _hash_key.get()
+    if key is None and request is not None:
+        for source in cluster.config.hash_on:
+            try:
+                key = source(request)
+            except Exception:
+                logger.exception("%s: the key source %r failed; the call goes on without it", cluster.service, source)
+                continue
+            if key is not None:
+                break
+    if key is None and cluster.policy.name == _IP_HASH:
+        key = _caller_address.get()
+    return NO_CONTEXT if key is None else CallContext(key, method)
+
+
+def _require_name(field: str, name: object) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{field}: {name!r} is not a name")

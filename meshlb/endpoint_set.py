@@ -1,0 +1,329 @@
+"""The control plane's half of a cluster: who is in the set, and the view that picks read."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from meshlb.balancing import Policy, PolicyEnvironment
+from meshlb.balancing.ewma import PeakEwma
+from meshlb.change_log import ChangeLog
+from meshlb.control import weakly
+from meshlb.discovery.base import ServiceQuery
+from meshlb.membership import Departure, Membership
+from meshlb.model import Endpoint
+from meshlb.node import Lease, Node, abandon
+from meshlb.resilience import CircuitBreaker, EjectionCap
+from meshlb.view import EMPTY_VIEW, View, build_view
+from meshlb.waiting import Signal
+
+if TYPE_CHECKING:
+    from meshlb.config import ServiceConfig
+
+logger = logging.getLogger("meshlb.cluster")
+
+_SHORTEST_DELAY: Final = 0.01
+"""Seconds to the second look at a breaker whose timer came early."""
+
+
+class Background(Protocol):
+    """What a cluster needs of the control loop. Both are safe from any thread."""
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> bool:
+        """Call off the call path; False if there is no control loop (any more). Takes no lock."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> object:
+        """Call off the call path after ``delay`` seconds; never, if there is no control loop."""
+        ...
+
+
+class ClusterListener(Protocol):
+    """Something that holds resources for endpoints (an adapter's connections)."""
+
+    def endpoint_removed(self, node: Node) -> None:
+        """The endpoint is out of the set, and has no attempt any more, or none that may go on."""
+        ...
+
+
+class EndpointSet:
+    """The endpoints of one service and their live state, kept up to date off the call path.
+
+    What discovery, breakers and timers report ends up in a new ``view``, built under a lock that no pick takes and
+    swapped in as a whole.
+    """
+
+    def __init__(
+        self,
+        query: ServiceQuery,
+        config: ServiceConfig,
+        *,
+        clock: Callable[[], float],
+        random: Random,
+        background: Background,
+        on_resume: Callable[[], None] | None = None,
+    ) -> None:
+        self.query = query
+        self.config = config
+        self.clock = clock
+        policy: Policy = config.policy  # type: ignore[assignment]  # a name was resolved by ServiceConfig
+        self.policy = policy
+        self._random = random
+        self._environment = PolicyEnvironment(query.service, clock, random)
+        self._background = background
+        self._on_resume = on_resume
+        self._listeners: weakref.WeakSet[ClusterListener] = weakref.WeakSet()
+        self._members = Membership(self._make_node, config.max_ejection_percent)
+        self._abandoned: deque[Lease] = deque()
+        self._view = EMPTY_VIEW
+        self._version = 0
+        self._answered_at: float | None = None
+        self._last_error: Exception | None = None
+        self._settled = False
+        """Waiting for the registry is of no use: it has answered, or its watch has ended without an answer."""
+        self._closed = False
+        self._dormant = False
+        """In the child of a fork, before the first use there."""
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self.ejections = 0
+        """How often a breaker has taken an endpoint out, failed probes included."""
+        self._lock = threading.RLock()
+        self._changed = Signal()
+        self._log = ChangeLog(logger, self.clock)
+
+    def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
+        options = self.config.breaker
+        breaker = None if options is None else CircuitBreaker(options, self._random)
+        return Node(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap)
+
+    @property
+    def service(self) -> str:
+        """The service's name in the registry."""
+        return self.query.service
+
+    @property
+    def view(self) -> View:
+        """The endpoints that are eligible now."""
+        return self._view
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every endpoint's live state, eligible or not, without those that are draining."""
+        return tuple(self._members.nodes.values())
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the registry last answered; None before its first answer."""
+        return None if self._answered_at is None else max(0.0, self.clock() - self._answered_at)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # -- the sink of discovery ---------------------------------------------------------------------------------
+
+    def update(self, endpoints: Sequence[Endpoint]) -> None:
+        """Take over the registry's current set. State is kept by identity. Safe from any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            first = self._answered_at is None
+            changed, gone = self._members.reconcile(endpoints)
+            if changed or first:
+                self._swap_view()
+            self._answered_at = self.clock()
+            self._last_error = None
+            self._settled = True
+            if changed or first:
+                self._announce()
+            for node in gone:
+                self._retire(node)
+
+    def failed(self, error: Exception) -> None:
+        """Note that the registry could not be asked; what is known stays in use."""
+        with self._lock:
+            self._last_error = error
+
+    def watch_ended(self) -> None:
+        """Note that the watch is over, since nothing can ever change: there is nothing to wait for any more."""
+        with self._lock:
+            self._settled = True
+            self._announce()
+
+    def _retire(self, node: Node) -> None:
+        departure, drained = self._members.leave(node)
+        if drained or self.config.drain_timeout == 0:
+            self._soon(self._dismiss, departure)
+        else:
+            self._background.call_later(self.config.drain_timeout, weakly(EndpointSet._dismiss, self, departure))
+
+    def _dismiss(self, departure: Departure) -> None:
+        with self._lock:
+            if not self._members.dismiss(departure):
+                return
+        self._tell_removed(departure.node)
+
+    def _dismiss_drained(self, node: Node) -> None:
+        with self._lock:
+            departure = self._members.departure_of(node)
+        if departure is not None and node.in_flight == 0:
+            self._dismiss(departure)
+
+    def _tell_removed(self, node: Node) -> None:
+        with self._lock:  # a WeakSet must not grow while it is read
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            try:
+                listener.endpoint_removed(node)
+            except Exception:
+                logger.exception("%s: %r could not let go of %s", self.query, listener, node.endpoint.address)
+
+    # -- what nodes report (NodeOwner) -------------------------------------------------------------------------
+
+    def node_opened(self, node: Node, duration: float) -> None:
+        self._soon(self._opened, node, duration)
+
+    def _opened(self, node: Node, duration: float) -> None:
+        breaker = node.breaker
+        if breaker is None or self._closed:
+            return
+        with self._lock:
+            self.ejections += 1
+        address, reason = node.endpoint.address, breaker.reason
+        self._log.write(logging.WARNING, self.query, "%s is out for %.1f s: %s", address, duration, reason)
+        self._probe_later(node, breaker.retry_at, duration)
+        self._rebuild()
+
+    def node_closed(self, node: Node) -> None:
+        self._soon(self._back, node)
+
+    def _back(self, node: Node) -> None:
+        if self._closed:
+            return
+        self._log.write(logging.INFO, self.query, "%s is back", node.endpoint.address)
+        self._rebuild()
+
+    def node_drained(self, node: Node) -> None:
+        self._soon(self._dismiss_drained, node)
+
+    def lease_abandoned(self, lease: Lease) -> None:
+        self._abandoned.append(lease)
+        self._background.call_soon(self._close_abandoned)
+
+    def _close_abandoned(self) -> None:
+        while True:
+            try:
+                lease = self._abandoned.popleft()
+            except IndexError:  # rather than asked for first: another thread may be at it too
+                return
+            abandon(lease)
+
+    def _probe_later(self, node: Node, due: float, delay: float) -> None:
+        self._background.call_later(delay, weakly(lambda endpoints, node: endpoints._probe(node, due), self, node))
+
+    def _probe(self, node: Node, due: float) -> None:
+        if node.poll_breaker():
+            self._rebuild()
+        elif node.is_open and node.breaker is not None and node.breaker.retry_at == due:
+            # The timer was early, by its clock or by ours. Without another one the endpoint would be out for ever.
+            self._probe_later(node, due, max(due - self.clock(), _SHORTEST_DELAY))
+
+    def _soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Off the call path; or here and now, where no control loop is (a simulation, the child of a fork)."""
+        if not self._background.call_soon(callback, *args):
+            callback(*args)
+
+    # -- the view ----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Let time pass: move breakers on whose time is up, and rebuild the view. For tests and simulations with a
+        clock of their own; with a control loop it happens by itself."""
+        self._close_abandoned()
+        for node in self.nodes:
+            node.poll_breaker()
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._swap_view()
+                self._announce()
+
+    def _swap_view(self) -> None:
+        if self._dormant:
+            return
+        self._version += 1
+        self._view = build_view(
+            self.nodes,
+            self.policy,
+            self._environment,
+            panic_threshold=self.config.panic_threshold,
+            previous=self._view,
+            version=self._version,
+        )
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, Signal()
+        changed.set()
+
+    # -- surroundings ------------------------------------------------------------------------------------------
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> object:
+        """Call on the control loop after ``delay`` seconds; never, if there is none."""
+        return self._background.call_later(delay, callback)
+
+    def add_listener(self, listener: ClusterListener) -> None:
+        """Have ``listener`` told of every endpoint that has left the set for good, for as long as it lives."""
+        with self._lock:
+            self._listeners.add(listener)
+
+    def remove_listener(self, listener: ClusterListener) -> None:
+        """Undo ``add_listener``; unknown listeners are ignored."""
+        with self._lock:
+            self._listeners.discard(listener)
+
+    # -- the end, and the child of a fork ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End it: waiting callers get MeshClosed, and so does every later call."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            gone = self._members.clear()
+            self._view = EMPTY_VIEW
+            self._announce()
+        self._close_abandoned()
+        for node in gone:
+            self._tell_removed(node)
+
+    def after_fork_in_child(self) -> None:
+        """Start over in the child of a fork: the parent's attempts, locks and timers do not exist here.
+
+        What was learnt of the endpoints is kept, but nothing is picked before ``on_resume`` has brought the control
+        loop back, which the first use in the child does: a child that never calls starts no thread.
+        """
+        self._start_afresh()
+        self._abandoned.clear()
+        self._members.after_fork_in_child()
+        self._view = EMPTY_VIEW
+        self._dormant = not self._closed
+
+    def _resume(self) -> None:
+        if self._on_resume is not None:
+            self._on_resume()  # before our lock: it takes the mesh's own
+        with self._lock:
+            if not self._dormant or self._closed:
+                return
+            self._dormant = False
+            for node in self.nodes:
+                node.poll_breaker(now_at_once=True)  # its timer stayed in the parent
+            self._swap_view()
+            self._announce()

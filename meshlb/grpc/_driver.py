@@ -1,0 +1,449 @@
+"""A call that goes on by itself: behind futures and response streams, which return before anything has come back.
+
+gRPC reports the end of an attempt on its spin thread. There it is classified, and the next attempt, if there is one,
+is started from the control loop; no thread of the caller is needed for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from meshlb.errors import MeshError
+from meshlb.grpc._attempts import attempt_metadata, outcome_of
+from meshlb.grpc._errors import CallCancelled, ChannelClosed, DeadlineExceeded, LocalRpcError, as_rpc_error
+from meshlb.grpc._status import TIMED_OUT, classify
+from meshlb.grpc._waiting import LeaseRequest, Pause
+from meshlb.model import CANCELLED, OK
+from meshlb.node import NOT_STARTED
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+    from meshlb.grpc._method import Invocation, Method
+    from meshlb.node import Lease
+    from meshlb.telemetry import AttemptTrace
+
+logger = logging.getLogger("meshlb.grpc")
+
+_CLOSED: Final = "Cannot invoke RPC: Channel closed!"
+"""What gRPC's own futures and streams say."""
+
+_CANCELLED: Final = "Locally cancelled by application!"
+"""gRPC's own words."""
+
+
+class Driver:
+    """The attempts of one call, and its end.
+
+    At any time it has an attempt under way (``_inner``, gRPC's own call object), or waits for the next one, or has
+    ended: ``final`` is what the caller's object then stands for, gRPC's own object or an error of ours. Every attempt
+    is settled once, by whoever notices its end first: gRPC's callback, or a thread that reads the stream.
+    """
+
+    __slots__ = ("__weakref__", "_attempts", "_callbacks", "_cancelling", "_channel", "_committed", "_context",
+                 "_ended_natively", "_inner", "_invocation", "_last", "_lease", "_method", "_parent", "_settling",
+                 "_stream_deadline", "_timer", "_trace", "_verb", "_waiting", "changed", "final",
+                 "single_threaded")  # fmt: skip
+
+    def __init__(self, method: Method, invocation: Invocation, *, verb: str) -> None:
+        """Start the call. ``verb``: the native multi-callable's method, ``future`` or ``__call__``.
+
+        Raises what gRPC raises for arguments that are no good, and ValueError if the channel is closed.
+        """
+        channel = method.channel
+        cluster = channel.cluster
+        started = cluster.clock()
+        self._method = method
+        self._channel = channel
+        self._invocation = invocation
+        self._verb = verb
+        self._attempts = method.attempts(invocation.timeout, patient=invocation.patient, started=started)
+        # The configured timeouts are about when the response starts; a stream may then go on for as long as the
+        # caller himself has given it.
+        self._stream_deadline = None if invocation.timeout is None else started + invocation.timeout
+        self._context = contextvars.copy_context()  # retries are made on another thread
+        self._parent: Context | None = None
+        self._callbacks: list[Callable[[], object]] = []
+        self._inner: Any = None
+        self._lease: Lease | None = None
+        self._trace: AttemptTrace | None = None
+        self._timer: Pause | None = None
+        self._waiting: LeaseRequest | Pause | None = None
+        self._last: Any = None
+        self._cancelling = False
+        self._committed = False
+        self._ended_natively = False
+        self._settling = False
+        self.changed = threading.Condition()
+        self.final: Any = None
+        self.single_threaded = channel.single_threaded and method.kind == "unary_stream"
+        self._begin()
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        channel, attempts = self._channel, self._attempts
+        cluster = channel.cluster
+        if channel.closed:
+            raise ValueError(_CLOSED)
+        if attempts.out_of_time():
+            self._finish(attempts.too_late())
+            return
+        lease = cluster.try_start()
+        if lease is not None:
+            self._start(lease, raising=True)
+        elif cluster.age is not None and not attempts.patient:
+            self._finish(as_rpc_error(cluster.unavailable()))
+        else:
+            channel.add_waiter(self)
+            self._waiting = LeaseRequest(
+                channel.mesh,
+                cluster,
+                timeout=attempts.remaining(),
+                patient=attempts.patient,
+                callback=self._lease_found,
+            )
+
+    def _lease_found(self, lease: Lease | None, error: LocalRpcError | None) -> None:
+        self._waiting = None
+        if lease is None:
+            self._finish(error)
+        else:
+            self._context.run(self._start_guarded, lease)
+
+    def _start_guarded(self, lease: Lease) -> None:
+        """On the control loop, where nobody would see an exception."""
+        try:
+            self._start(lease, raising=False)
+        except Exception as error:
+            logger.exception("%s: an attempt could not be started", self._method.name)
+            self._finish(as_rpc_error(error))
+
+    def _start(self, lease: Lease, *, raising: bool) -> None:
+        """Start an attempt. ``raising``: on the caller's thread, who gets what gRPC raises."""
+        while True:
+            if self._cancelling or self.final is not None:
+                lease.close(NOT_STARTED)
+                self._finish(CallCancelled(_CANCELLED))
+                return
+            resend = self._attempts.made - 1
+            trace = self._channel.mesh.telemetry.rpc_attempt(
+                self._channel.cluster, lease, method=self._method.name, resend=resend, parent=self._parent
+            )
+            if trace is not None:
+                self._parent = trace.parent
+            try:
+                inner, limit = self._invoke(lease, resend, trace)
+            except BaseException as error:
+                failure = error
+            else:
+                self._started(inner, lease, trace, limit)
+                return
+            outcome = outcome_of(failure, channel_closed=False)
+            if trace is not None:
+                trace.finish(None, outcome)
+            if outcome is NOT_STARTED and not self._channel.closed:
+                again = self._attempts.repick(lease)
+                if again is not None:
+                    lease = again
+                    continue
+                failure = as_rpc_error(self._channel.cluster.unavailable())
+            lease.close(outcome)
+            if isinstance(failure, MeshError):
+                failure = as_rpc_error(failure)
+            elif self._channel.closed and not isinstance(failure, grpc.RpcError):
+                failure = ValueError(_CLOSED)
+            try:
+                if raising:
+                    self._invocation.end()
+                    raise failure
+                self._finish(as_rpc_error(failure))
+            finally:
+                del failure  # or it would hold this frame, which holds it
+            return
+
+    def _invoke(self, lease: Lease, resend: int, trace: AttemptTrace | None) -> tuple[Any, float | None]:
+        """Make the native call; with the seconds that its response may take, if gRPC does not see to that itself."""
+        invocation = self._invocation
+        timeout = limit = self._attempts.next_timeout()
+        if self._method.streams:
+            now = self._channel.cluster.clock()
+            timeout = None if self._stream_deadline is None else self._stream_deadline - now
+            if limit is not None and timeout is not None and limit >= timeout:
+                limit = None
+        else:
+            limit = None
+        native = self._method.payload_native(self._channel.sub_channel(lease.node))
+        inner = getattr(native, self._verb)(
+            invocation.body(),
+            timeout,
+            attempt_metadata(invocation.metadata, resend, trace),
+            invocation.credentials,
+            None,
+            invocation.compression,
+        )
+        return inner, limit
+
+    def _started(self, inner: Any, lease: Lease, trace: AttemptTrace | None, limit: float | None) -> None:
+        with self.changed:
+            over = self.final is not None
+            if not over:
+                self._inner, self._lease, self._trace = inner, lease, trace
+                self._settling = self._ended_natively = False
+                self.changed.notify_all()
+            cancelling = self._cancelling
+        if over:
+            inner.cancel()
+            lease.close(CANCELLED)
+            if trace is not None:
+                trace.finish("CANCELLED", CANCELLED)
+            return
+        if limit is not None:
+            self._timer = timer = Pause(self._channel.mesh, limit, functools.partial(self._too_late, inner))
+            timer.start()
+        if cancelling:
+            inner.cancel()
+        # A partial, because gRPC logs a callback's error as that of callback.func.
+        ended = functools.partial(self._ended, inner)
+        if not inner.add_callback(ended):
+            ended()
+
+    def _ended(self, inner: Any) -> None:
+        """gRPC's callback, on its spin thread: must be short and must not raise."""
+        try:
+            with self.changed:
+                if inner is self._inner:
+                    self._ended_natively = True
+            self.settle(inner, wait=False)
+            self._run_callbacks()
+        except Exception as error:
+            logger.exception("%s: the end of an attempt could not be handled", self._method.name)
+            self._finish(as_rpc_error(error))
+
+    def settle(self, inner: Any, *, wait: bool = True) -> bool:
+        """Deal with the end of an attempt, unless it has been dealt with. Whether it was the end of the call."""
+        if not self._claim(inner, wait=wait):
+            return self.final is inner
+        lease, trace = self._lease, self._trace
+        assert lease is not None
+        code = inner.code()
+        pause = None
+        if code is grpc.StatusCode.OK:
+            outcome = OK
+            lease.close()
+        else:
+            outcome = classify(
+                code,
+                inner.details(),
+                inner.trailing_metadata(),
+                locally_cancelled=self._cancelling or self._channel.closed,
+            )
+            self._channel.note(lease.node, outcome)
+            replayable = not self._committed and self._invocation.replayable
+            pause = self._attempts.after(lease, outcome, inner, replayable=replayable)
+        if trace is not None:
+            trace.finish(code.name, outcome, lease.latency)
+        if pause is not None:
+            self._pause(pause, inner)
+        elif self._cancelling and code is not grpc.StatusCode.OK and not inner.cancelled():
+            self._finish(CallCancelled(_CANCELLED))
+        else:
+            if code is not grpc.StatusCode.OK:
+                self._attempts.explain(inner, lease)
+            self._finish(inner)
+        return self.final is inner
+
+    def _claim(self, inner: Any, *, wait: bool) -> bool:
+        with self.changed:
+            if self._settling and wait:
+                self.changed.wait_for(lambda: self.final is not None or self._inner is not inner)
+            if self.final is not None or self._inner is not inner or self._settling:
+                return False
+            self._settling = True
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return True
+
+    def _too_late(self, inner: Any) -> None:
+        """The response of an attempt has not started in time."""
+        with self.changed:
+            if self._committed:
+                return
+        if not self._claim(inner, wait=False):
+            return
+        lease, trace = self._lease, self._trace
+        assert lease is not None
+        inner.cancel()
+        waited = self._channel.cluster.clock() - lease.started
+        late = DeadlineExceeded(
+            f"deadline exceeded: no response from {lease.endpoint.address} of service "
+            f"'{self._channel.cluster.query}' within {waited:.3f} s"
+        )
+        pause = self._attempts.after(lease, TIMED_OUT, late, replayable=self._invocation.replayable)
+        if trace is not None:
+            trace.finish("DEADLINE_EXCEEDED", TIMED_OUT)
+        if pause is None:
+            self._finish(late)
+        else:
+            self._pause(pause, late)
+
+    def _pause(self, pause: float, failed: Any) -> None:
+        """Wait for the next attempt. ``failed`` is what the call ends with if there is none."""
+        waiting = Pause(self._channel.mesh, pause, self._next)
+        with self.changed:
+            self._last = failed
+            self._inner = self._lease = self._trace = None
+            self._settling = False
+            self._waiting = waiting
+            cancelling = self._cancelling
+            self.changed.notify_all()
+        self._channel.add_waiter(self)
+        if cancelling:
+            self._finish(CallCancelled(_CANCELLED))
+        elif self._channel.closed:
+            self.channel_closed()
+        elif not waiting.start():
+            self._finish(failed)
+
+    def _next(self) -> None:
+        """On the control loop: begin the next attempt."""
+        self._waiting = None
+        if self.final is not None:
+            return
+        attempts = self._attempts
+        try:
+            if attempts.out_of_time():
+                self._finish(attempts.too_late())
+                return
+            lease = attempts.again()
+        except Exception as error:
+            logger.exception("%s: the next attempt could not be begun", self._method.name)
+            self._finish(as_rpc_error(error))
+            return
+        if lease is not None:
+            self._context.run(self._start_guarded, lease)
+            return
+        pause = attempts.another_round()
+        if pause is None:
+            self._finish(self._last)
+        else:
+            self._pause(pause, self._last)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def _finish(self, final: Any) -> None:
+        with self.changed:
+            if self.final is not None:
+                return
+            self.final = final
+            waiting, self._waiting = self._waiting, None
+            # Otherwise gRPC's callback is under way or still to come, and runs them.
+            deliver = bool(self._callbacks) and (final is not self._inner or self._ended_natively)
+            self.changed.notify_all()
+        self._channel.remove_waiter(self)
+        self._invocation.end()
+        if waiting is not None:
+            waiting.cancel()
+        if deliver:
+            # On a thread of their own: a callback may block, which the control loop must not, and may take a lock
+            # that the thread which brought about the end is holding.
+            threading.Thread(target=self._run_callbacks, name="meshlb-grpc-callbacks", daemon=True).start()
+
+    def _run_callbacks(self) -> None:
+        with self.changed:
+            if self.final is None:
+                return
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                logger.exception("%s: a callback of the call failed", self._method.name)
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Have ``callback`` called at the end of the call; False if it has ended."""
+        with self.changed:
+            if self.final is not None:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def cancel(self) -> bool:
+        """End the call now. False if it has ended."""
+        with self.changed:
+            if self.final is not None:
+                return False
+            self._cancelling = True
+            inner = self._inner
+        if inner is None:
+            self._finish(CallCancelled(_CANCELLED))
+        else:
+            inner.cancel()
+            self.settle(inner)
+        return bool(self.wait().cancelled())
+
+    def discard(self) -> None:
+        """Cancel, for a finaliser: nothing may be waited for, as the thread may be anywhere."""
+        if self.final is not None:
+            return
+        self._cancelling = True
+        inner, waiting = self._inner, self._waiting
+        if inner is not None:
+            inner.cancel()  # as gRPC's own finaliser does
+            self._channel.mesh.call_soon(functools.partial(self.settle, inner, wait=False))
+        elif waiting is not None:
+            waiting.cancel()
+        self._channel.remove_waiter(self)
+
+    def channel_closed(self) -> None:
+        """The channel was closed while the call waited for an attempt."""
+        if self._inner is None:
+            self._finish(ChannelClosed("Channel closed!"))
+
+    # -- what the caller's object asks -------------------------------------------------------------------------
+
+    def current(self) -> Any:
+        """The attempt under way, waiting for it if need be, or what the call has ended with."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.final is not None or self._inner is not None)
+            return self._inner if self.final is None else self.final
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """What the call has ended with; None if it has not within ``timeout`` seconds."""
+        if self.final is None:
+            with self.changed:
+                self.changed.wait_for(lambda: self.final is not None, timeout)
+        return self.final
+
+    def answered(self, inner: Any) -> bool:
+        """Part of this attempt's response is about to reach the caller, so there will be no other attempt. False if
+        there already is one, and the caller must not see this one's."""
+        with self.changed:
+            if self._settling and self._inner is inner:
+                self.changed.wait_for(lambda: self.final is not None or self._inner is not inner)
+            if self.final is not None or self._inner is not inner:
+                return self.final is inner
+            self._committed = True
+            lease = self._lease
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        if lease is not None:
+            lease.answered()
+        if self._invocation.source is not None:
+            self._invocation.source.commit()
+        return True
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline that the caller gave, or None."""
+        if self._stream_deadline is None:
+            return None
+        return max(0.0, self._stream_deadline - self._channel.cluster.clock())

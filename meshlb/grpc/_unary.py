@@ -1,0 +1,133 @@
+"""Multi-callables with a single response: unary-unary and stream-unary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from meshlb.grpc._blocking import BlockingMethod
+from meshlb.grpc._driver import Driver
+from meshlb.grpc._future import FutureCall
+from meshlb.grpc._method import Invocation
+from meshlb.grpc._requests import Payload, RequestSource
+from meshlb.grpc._types import StreamUnaryMultiCallable, UnaryUnaryMultiCallable
+
+
+class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
+    """One request, one response."""
+
+    kind = "unary_unary"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._try_start = self._cluster.try_start
+        # Without such limits the caller's timeout is the attempt's.
+        self._unlimited = self._limit is None and self._per_try is None
+
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        # The fast path, by hand: everything added to a bare call stands here (and in try_start and close).
+        lease = trace = error = None
+        if self._unlimited and not wait_for_ready and (timeout is None or timeout > 0):
+            lease = self._try_start()
+            if lease is not None:
+                trace = self._rpc_attempt(self._cluster, lease, method=self._method)
+                if trace is None and (metadata is None or type(metadata) is tuple):
+                    try:
+                        sub = self._sub_channel(lease.node)
+                        native = self._natives.get(sub)
+                        if native is None:
+                            native = self.native(sub)
+                        response = native(request, timeout, metadata, credentials, None, compression)
+                    except BaseException as failure:
+                        error = failure
+                    else:
+                        lease.close()
+                        return response
+        try:
+            invocation = Invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
+            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error)
+        finally:
+            error = None  # or it would hold this frame, which holds it
+
+    def with_call(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> tuple[Any, grpc.Call]:
+        invocation = Invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
+        response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
+        return response
+
+    def future(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        invocation = Invocation(
+            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        return FutureCall(Driver(self, invocation, verb="future"))
+
+
+class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
+    """A stream of requests, one response."""
+
+    kind = "stream_unary"
+
+    def __call__(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        source = RequestSource(request_iterator)
+        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        return self.run(invocation, with_call=False)
+
+    def with_call(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> tuple[Any, grpc.Call]:
+        source = RequestSource(request_iterator)
+        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
+        return response
+
+    def future(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        source = RequestSource(request_iterator)
+        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        return FutureCall(Driver(self, invocation, verb="future"))

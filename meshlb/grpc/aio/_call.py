@@ -1,0 +1,138 @@
+"""One RPC of a mesh channel, as grpc.aio's users know it: status, metadata, cancellation, callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from meshlb.grpc.aio._attempts import Attempts
+from meshlb.grpc.aio._ended import CANCELLED
+from meshlb.grpc.aio._native import AioRpcError
+
+
+class MeshCall(Attempts):
+    """What the four kinds of call have in common (``grpc.aio.Call``)."""
+
+    def cancel(self) -> bool:
+        """Cancel the RPC; False if it has ended."""
+        if self._done:
+            return False
+        self._cancel_asked = True
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+        native = self._native
+        if native is None:
+            self._end(CANCELLED)
+            return True
+        return self._cancel_attempt(native)
+
+    def cancelled(self) -> bool:
+        """Whether the RPC ended with CANCELLED, here or at the server."""
+        if not self._done:
+            return False
+        if self._ended is not None:
+            return self._ended.code is grpc.StatusCode.CANCELLED
+        return bool(self._native.cancelled())
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        """The metadata at the head of the response. Once it was seen, no other endpoint can take over."""
+        while True:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    return grpc.aio.Metadata()
+                await self._turn()
+                continue
+            metadata: grpc.aio.Metadata = await native.initial_metadata()
+            if native is self._native:
+                if metadata:
+                    self._committed = True
+                return metadata
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        """The metadata at the end of the RPC."""
+        await self.ended()
+        if self._ended is not None:
+            return grpc.aio.Metadata()
+        trailing: grpc.aio.Metadata = await self._native.trailing_metadata()
+        return trailing
+
+    async def code(self) -> grpc.StatusCode:
+        """The status of the RPC, once it has ended."""
+        await self.ended()
+        if self._ended is not None:
+            return self._ended.code
+        code: grpc.StatusCode = await self._native.code()
+        return code
+
+    async def details(self) -> str:
+        """The details of the status."""
+        await self.ended()
+        if self._ended is not None:
+            return self._ended.details
+        details: str = await self._native.details()
+        return details
+
+    async def debug_error_string(self) -> str | None:
+        """What gRPC's core says of the error, for people."""
+        await self.ended()
+        if self._ended is not None:
+            return self._ended.details
+        debug: str | None = await self._native.debug_error_string()
+        return debug
+
+    async def wait_for_connection(self) -> None:
+        """Wait until the request is on a connection. Raises AioRpcError if the RPC failed instead."""
+        while True:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    raise self._ended.error()
+                await self._turn_or_cancel()
+                continue
+            try:
+                await native.wait_for_connection()
+            except asyncio.CancelledError:
+                if self._is_cancelled_here(native):
+                    raise
+            except AioRpcError:
+                if self._native is native:
+                    raise
+            if self._native is native:
+                return
+
+    def __repr__(self) -> str:
+        if self._ended is not None:
+            state = f"{self._ended.code}: {self._ended.details}"
+        else:
+            state = "waiting for an endpoint" if self._native is None else repr(self._native)
+        return f"<{type(self).__name__} {self._method.path} {state}>"
+
+    # -- for the subclasses -----------------------------------------------------------------------------------
+
+    async def _turn_or_cancel(self) -> None:
+        """``_turn`` for an operation whose cancellation cancels the RPC, as grpc.aio has it."""
+        try:
+            await self._turn()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _cancel_attempt(self, native: Any) -> bool:
+        if native.cancel():
+            return True
+        self._attempt_done(native)  # it has just ended, and its done-callback is on its way
+        return False
+
+    def _is_cancelled_here(self, native: Any) -> bool:
+        """After a CancelledError out of ``native``: whether it is for the caller. If not, only the attempt was
+        cancelled, by us. Cancels the rest of the RPC if the caller's task is being cancelled."""
+        task = asyncio.current_task()
+        if self._native is not native and (task is None or not task.cancelling()):
+            return False
+        self.cancel()
+        return True

@@ -1,0 +1,226 @@
+"""The request side of a call that sends a stream: from an iterator, or message by message.
+
+Native calls are always written to, so that one can be followed by another: the messages that the current attempt has
+been given are remembered, within limits, and given to the next attempt first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from meshlb.call import Safety
+from meshlb.grpc.aio._native import ALREADY_FINISHED, API_STYLE, HALF_CLOSED, AioRpcError, UsageError
+from meshlb.grpc.aio._timed import TimedAttempt
+
+if TYPE_CHECKING:
+    from meshlb.grpc.aio._multicallable import MultiCallable
+
+logger = logging.getLogger("meshlb.grpc.aio")
+
+_REPLAY_LIMIT: Final = 256 * 1024
+"""Bytes of messages remembered per call; beyond, the call is committed to its endpoint. The default of gRPC's own
+retries (gRFC A6, ``grpc.per_rpc_retry_buffer_size``)."""
+
+_OVER = (AioRpcError, asyncio.InvalidStateError)
+"""What writing to a native call raises when the call has ended."""
+
+
+class StreamRequest(TimedAttempt):
+    """A call that takes an iterator of requests, or ``write()`` and ``done_writing()``."""
+
+    _log: list[Any] | None
+    """The messages so far; None if they cannot be sent again."""
+    _log_size = 0
+    _remembers: bool
+    """Keep messages that a connection has taken."""
+    _accepted = 0
+    """How many messages the user has handed over."""
+    _delivered = 0
+    """How many of them the current attempt has been given."""
+    _done_writing_flag = False  # the name is grpc's: its intercepted calls look at it
+    _replay: asyncio.Task[None] | None = None
+    """Gives a further attempt what its predecessors were given; nobody else writes meanwhile."""
+    _consumer: asyncio.Task[None] | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self._log = []
+        method: MultiCallable = arguments[0]
+        # A native call that an attempt interceptor holds takes messages that it has not sent.
+        self._remembers = method.idempotent or method.channel.intercepts_attempts
+        super().__init__(*arguments)
+        if self._request is not None and not self._done:
+            self._consumer = self._here.loop.create_task(self._consume(self._request))
+
+    def _open(self, multicallable: Any, timeout: float | None, metadata: Any) -> Any:
+        return multicallable(
+            None,
+            timeout=timeout,
+            metadata=metadata,
+            credentials=self._credentials,
+            wait_for_ready=False,
+            compression=self._compression,
+        )
+
+    def _safety(self) -> Safety:
+        return Safety.NEVER if self._log is None else super()._safety()
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    async def write(self, request: Any) -> None:
+        """Send one message. Raises AioRpcError if the RPC failed meanwhile, InvalidStateError if it has ended."""
+        self._require_writer()
+        if self._done:
+            raise asyncio.InvalidStateError(ALREADY_FINISHED)
+        if self._done_writing_flag:
+            raise asyncio.InvalidStateError(HALF_CLOSED)
+        await self._send(request)
+
+    async def done_writing(self) -> None:
+        """Say that there are no more messages. Idempotent."""
+        self._require_writer()
+        await self._half_close()
+
+    def _require_writer(self) -> None:
+        if self._request is not None:
+            raise UsageError(API_STYLE)
+
+    async def _send(self, message: Any) -> None:
+        self._accepted += 1
+        number = self._accepted
+        self._remember(message)
+        while self._delivered < number:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    raise self._ended.error()
+                await self._turn_or_cancel()
+                continue
+            try:
+                if self._replay is not None:
+                    await asyncio.wait({self._replay})
+                    continue
+                await native.write(message)
+            except asyncio.CancelledError:
+                if self._is_cancelled_here(native):
+                    raise
+                continue
+            except _OVER:
+                if self._native is native:
+                    raise
+                continue
+            if self._native is native:
+                self._delivered = number
+                self._sent()
+
+    async def _half_close(self) -> None:
+        if self._done or self._done_writing_flag:
+            return
+        self._done_writing_flag = True
+        native = self._native
+        if native is None or self._replay is not None:
+            return  # the replay ends with it
+        await self._complete(native)
+
+    async def _complete(self, native: Any) -> None:
+        try:
+            await native.done_writing()
+        except asyncio.CancelledError:
+            if self._is_cancelled_here(native):
+                raise
+        else:
+            if self._native is native:
+                self._limit_attempt()
+
+    # -- a further attempt -------------------------------------------------------------------------------------
+
+    def _remember(self, message: Any) -> None:
+        log = self._log
+        if log is None:
+            return
+        if self._committed:
+            self._log = None
+            return
+        size = self._size_of(message) if self._remembers else 0
+        if log and self._log_size + size > _REPLAY_LIMIT:
+            self._log = None  # what is still being replayed goes on from its own reference
+            return
+        self._log_size += size
+        log.append(message)
+
+    def _size_of(self, message: Any) -> int:
+        try:
+            if (byte_size := getattr(message, "ByteSize", None)) is not None:
+                return int(byte_size())
+            serializer = self._method.request_serializer
+            return len(message if serializer is None else serializer(message))
+        except Exception:
+            return _REPLAY_LIMIT + 1  # it cannot be sent; grpc will say why
+
+    def _sent(self) -> None:
+        """A message is on a connection: nothing that is not idempotent will be sent again."""
+        if not self._remembers:
+            self._log = None
+
+    def _begun(self) -> None:
+        self._delivered = 0
+        self._replay = None
+        log = self._log
+        if log or self._done_writing_flag:
+            self._replay = self._here.loop.create_task(self._replay_to(self._native, log or []))
+        super()._begun()
+
+    async def _replay_to(self, native: Any, log: list[Any]) -> None:
+        try:
+            index = 0
+            while index < len(log):
+                await native.write(log[index])
+                index += 1
+                if self._native is not native:
+                    return
+                self._delivered = index
+                self._sent()
+            if self._done_writing_flag:
+                await self._complete(native)
+        except (*_OVER, asyncio.CancelledError):
+            pass  # this attempt has ended too, and its done-callback has decided what follows
+        finally:
+            if self._native is native:
+                self._replay = None
+
+    # -- an iterator of the user's -----------------------------------------------------------------------------
+
+    async def _consume(self, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
+        try:
+            if isinstance(requests, AsyncIterable):
+                async for request in requests:
+                    if not await self._pass_on(request):
+                        return
+            else:
+                for request in requests:
+                    if not await self._pass_on(request):
+                        return
+            await self._half_close()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            # What an iterator of the user's raises ends the RPC, as in grpc.aio; nobody awaits this task.
+            logger.debug("%s: the iterator of requests raised", self._method.path, exc_info=True)
+            self.cancel()
+
+    async def _pass_on(self, request: Any) -> bool:
+        try:
+            await self._send(request)
+        except _OVER as error:
+            logger.debug("%s: the RPC ended before its requests did: %s", self._method.path, error)
+            return False
+        return True
+
+    def cancel(self) -> bool:
+        """Cancel the RPC; False if it has ended."""
+        cancelled = super().cancel()
+        if cancelled and self._consumer is not None:
+            self._consumer.cancel()
+        return cancelled

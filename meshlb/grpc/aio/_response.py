@@ -1,0 +1,165 @@
+"""The response side of a call: one message to await, or a stream to read."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from meshlb.grpc.aio._call import MeshCall
+from meshlb.grpc.aio._native import API_STYLE, EOF, AioRpcError, UsageError, is_immediate
+from meshlb.grpc.aio._timed import TimedAttempt
+from meshlb.model import CANCELLED
+
+if TYPE_CHECKING:
+    from meshlb.node import Lease
+    from meshlb.telemetry import AttemptTrace
+
+
+class UnaryResponse(MeshCall):
+    """A call that is awaited for its one response message."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        while True:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    raise self._ended.error()
+                yield from self._turn_or_cancel().__await__()
+                continue
+            try:
+                return (yield from native.__await__())
+            except asyncio.CancelledError:
+                if self._is_cancelled_here(native):
+                    raise
+            except AioRpcError:
+                if self._native is native:
+                    raise
+            except Exception:
+                # No status came of it: metadata that gRPC refuses, or an attempt interceptor of the user's.
+                if self._native is native:
+                    self._cancel_attempt(native)
+                    raise
+
+
+class Style(enum.Enum):
+    """How the user reads a stream; the two may not be mixed."""
+
+    ITERATOR = enum.auto()
+    READER = enum.auto()
+
+
+class StreamResponse(TimedAttempt):
+    """A call whose response is read with ``async for`` or ``read()``.
+
+    Another endpoint may take over until the first message, or initial metadata, has reached the caller.
+
+    A stream that its user has dropped is cancelled, so nothing here may hold it but coroutines of his: grpc's
+    callbacks get weak references.
+    """
+
+    _style: Style | None = None
+    _iterator: weakref.ref[AsyncGenerator[Any, None]] | None = None
+    _iterated = False
+    """The iterator has come to its end."""
+
+    def _on_done(self) -> Callable[[Any], None]:
+        return partial(_attempt_done, self._ref)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        self._read_in(Style.ITERATOR)
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is None:
+            iterator = self._messages()
+            self._iterator = weakref.ref(iterator)
+        return iterator
+
+    async def _messages(self) -> AsyncGenerator[Any, None]:
+        if self._iterated:
+            return
+        try:
+            while (message := await self._read()) is not EOF:
+                yield message
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._iterated = True
+            raise
+        self._iterated = True
+
+    async def read(self) -> Any:
+        """The next message, or ``grpc.aio.EOF`` after the last one."""
+        if not self._done:
+            self._read_in(Style.READER)
+        return await self._read()
+
+    async def _read(self) -> Any:
+        while True:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    raise self._ended.error()
+                await self._turn_or_cancel()
+                continue
+            first = not self._committed
+            # Who reads late learns nothing of how fast the response came.
+            late = first and is_immediate(native.initial_metadata())
+            try:
+                message = await native.read()
+            except asyncio.CancelledError:
+                if self._is_cancelled_here(native):
+                    raise
+                continue
+            except AioRpcError:
+                if self._native is native:
+                    raise
+                continue
+            except Exception:
+                if self._native is native:  # as in UnaryResponse
+                    self._cancel_attempt(native)
+                    raise
+                continue
+            if self._native is not native:
+                continue
+            if first and message is not EOF:
+                self._committed = True
+                self._stop_timer()
+                self._lease.answered(healthy=not late)
+            return message
+
+    def _read_in(self, style: Style) -> None:
+        if self._style is None:
+            self._style = style
+        elif self._style is not style:
+            raise UsageError(API_STYLE)
+
+    # -- a stream that nobody reads any more -------------------------------------------------------------------
+
+    def __del__(self) -> None:
+        native = self._native
+        if self._done or native is None:
+            return
+        self._here.active.pop(id(self), None)
+        try:
+            # The collector may run in any thread, and inside of any lock.
+            self._here.loop.call_soon_threadsafe(_abandon, native, self._lease, self._trace)
+        except RuntimeError:
+            pass  # the loop is closed, and the RPC ended with it
+
+
+def _attempt_done(ref: weakref.ref[MeshCall], native: Any) -> None:
+    call = ref()
+    if call is not None:
+        call._attempt_done(native)
+
+
+def _abandon(native: Any, lease: Lease, trace: AttemptTrace | None) -> None:
+    native.cancel()
+    lease.close(CANCELLED)
+    if trace is not None:
+        trace.finish("CANCELLED", CANCELLED, lease.latency)
