@@ -17,14 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Protocol
 
 from meshlb._validate import integer
 from meshlb.errors import ConfigError
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
-
-if TYPE_CHECKING:
-    from meshlb.cluster import Cluster
 
 logger = logging.getLogger("meshlb.affinity")
 
@@ -179,18 +176,27 @@ def checked_sources(field: str, sources: KeySource | Iterable[KeySource] | None)
     return found
 
 
-_IP_HASH: Final = "ip_hash"
+class Keyed(Protocol):
+    """What is read of a service: whether its policy hashes a key at all, and where to look for one."""
+
+    hashes: bool
+    hashes_callers: bool
+    """Whether a missing key is made up for by the address of the caller that is being served."""
+    key_sources: tuple[KeySource, ...]
+
+    @property
+    def service(self) -> str: ...
 
 
 def call_context(
-    cluster: Cluster, explicit: HashKey | None, method: str, request: KeyRequest | None = None
+    cluster: Keyed, explicit: HashKey | None, method: str = "", request: KeyRequest | None = None
 ) -> CallContext:
     """The context of a call: with its key if the cluster's policy hashes one, otherwise the shared one without."""
     if explicit is None and not cluster.hashes:
         return NO_CONTEXT
     key = explicit if explicit is not None else _hash_key.get()
     if key is None and request is not None:
-        for source in cluster.config.hash_on:
+        for source in cluster.key_sources:
             try:
                 key = source(request)
             except Exception:
@@ -198,7 +204,7 @@ def call_context(
                 continue
             if key is not None:
                 break
-    if key is None and cluster.policy.name == _IP_HASH:
+    if key is None and cluster.hashes_callers:
         key = _caller_address.get()
     return NO_CONTEXT if key is None else CallContext(key, method)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from meshlb.affinity import call_context
 from meshlb.discovery.base import ServiceQuery
 from meshlb.endpoint_set import Background, ClusterListener, EndpointSet
 from meshlb.errors import MeshClosed, MeshError
@@ -17,6 +18,7 @@ from meshlb.scope import LeaseScope
 from meshlb.unavailable import why_unavailable
 
 if TYPE_CHECKING:
+    from meshlb.affinity import KeySource
     from meshlb.config import ServiceConfig
 
 __all__ = ["Background", "Cluster", "ClusterListener"]
@@ -43,6 +45,11 @@ class Cluster(EndpointSet):
         self.retries = 0
         """Attempts beyond the first of their call."""
         super().__init__(query, config, clock=clock, random=random, background=background, on_resume=on_resume)
+
+        self.hashes: bool = getattr(self.policy, "uses_key", False)
+        """Whether the policy looks at a call's key, so that looking for one is worth it."""
+        self.hashes_callers: bool = getattr(self.policy, "hashes_callers", False)
+        self.key_sources: tuple[KeySource, ...] = config.hash_on  # type: ignore[assignment]  # ServiceConfig made it one
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
@@ -129,7 +136,7 @@ class Cluster(EndpointSet):
         ``lease.answered()`` says when the answer came. A ``lease.close(outcome)`` within the block wins. ``key`` is
         what a hash policy hashes. Entering raises what ``start`` raises.
         """
-        return LeaseScope(self, CallContext(key) if key is not None else NO_CONTEXT, timeout)
+        return LeaseScope(self, call_context(self, key), timeout)
 
     def _patience(self, timeout: float | None, *, patient: bool) -> float | None:
         limit = None if patient else self.config.discovery_timeout

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshlb._validate import number, seconds
+from meshlb.affinity import KeySource, checked_sources
 from meshlb.balancing import resolve_policy
 from meshlb.errors import ConfigError
 from meshlb.resilience import Breaker, Retry
@@ -35,6 +37,9 @@ class ServiceConfig:
       are used (0.5: Envoy's default; 0 switches it off).
     * ``max_ejection_percent``: how many percent of the endpoints breakers may hold out at once, at least one (50:
       more would reach the panic threshold, which puts them all back).
+    * ``hash_on``: where a hash policy (``consistent_hash``, ``ip_hash``) finds the key in a request, in order of
+      preference: ``Header("x-user")``, ``Cookie("session")``, ``QueryParameter``, ``PathSegment``, ``ForwardedFor``, or
+      a function of the request (see ``meshlb.affinity``). A key given with the call itself comes first.
     * ``filter``: an expression in the registry's language (Consul: go-bexpr) that selects instances.
 
     Raises ConfigError naming the field.
@@ -50,6 +55,7 @@ class ServiceConfig:
     idle_timeout: float = 300.0
     panic_threshold: float = 0.5
     max_ejection_percent: float = 50.0
+    hash_on: KeySource | Iterable[KeySource] | None = ()
     filter: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,5 +71,6 @@ class ServiceConfig:
         seconds("ServiceConfig.idle_timeout", self.idle_timeout)
         number("ServiceConfig.panic_threshold", self.panic_threshold, least=0, most=1)
         number("ServiceConfig.max_ejection_percent", self.max_ejection_percent, least=0, most=100)
+        object.__setattr__(self, "hash_on", checked_sources("ServiceConfig.hash_on", self.hash_on))
         if self.filter is not None and not (isinstance(self.filter, str) and self.filter.strip()):
             raise ConfigError(f"ServiceConfig.filter: {self.filter!r} is not a filter expression (or None)")

@@ -252,18 +252,14 @@ class Exchange:
         """The response has been closed."""
         self._finish(self._outcome)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the current attempt still holds its lease."""
-        return self._lease is not None and not self._lease.closed
-
     def abandoned(self, close: Callable[[], object] | None) -> None:
         """The response was collected without having been closed. Called from ``__del__``: the collector may run
         within any lock, so the work (``close`` gives the connection back) is left to the control loop."""
         self._route.call_soon(_close_abandoned, self, close)
 
     def _finish(self, outcome: Outcome) -> None:
-        if self._lease is not None and self._lease.close(outcome):
+        if self._lease is not None:
+            self._lease.close(outcome)
             self._end_trace(outcome)
 
     def _end_trace(self, outcome: Outcome) -> None:

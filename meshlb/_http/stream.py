@@ -21,6 +21,7 @@ class LeaseStream:
     def __init__(self, stream: Any, exchange: Exchange) -> None:
         self._stream = stream
         self._exchange = exchange
+        self._closed = False
 
     def _broken(self, error: BaseException) -> None:
         if not isinstance(error, GeneratorExit):  # no error: the reader has stopped, and will close
@@ -44,6 +45,7 @@ class SyncLeaseStream(LeaseStream):
             raise
 
     def close(self) -> None:
+        self._closed = True
         try:
             self._stream.close()
         except BaseException as error:
@@ -53,9 +55,8 @@ class SyncLeaseStream(LeaseStream):
             self._exchange.finished()
 
     def __del__(self) -> None:
-        exchange = self._exchange
-        if exchange.is_open:
-            exchange.abandoned(self._stream.close)
+        if not self._closed:
+            self._exchange.abandoned(self._stream.close)
 
 
 class AsyncLeaseStream(LeaseStream):
@@ -87,6 +88,7 @@ class AsyncLeaseStream(LeaseStream):
             yield chunk
 
     async def aclose(self) -> None:
+        self._closed = True
         try:
             await self._stream.aclose()
         except BaseException as error:
@@ -96,6 +98,5 @@ class AsyncLeaseStream(LeaseStream):
             self._exchange.finished()
 
     def __del__(self) -> None:
-        exchange = self._exchange
-        if exchange.is_open:
-            exchange.abandoned(None)  # its connection can only be closed on its own loop, which may be gone
+        if not self._closed:
+            self._exchange.abandoned(None)  # its connection can only be closed on its own loop, which may be gone

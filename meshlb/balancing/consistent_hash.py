@@ -56,6 +56,7 @@ class ConsistentHash:
     """
 
     name: ClassVar[str] = "consistent_hash"
+    uses_key: ClassVar[bool] = True
 
     table: Literal["auto", "rendezvous", "ring", "maglev"] = "auto"
     bounded_load: float | None = None

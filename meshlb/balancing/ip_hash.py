@@ -32,6 +32,8 @@ class IPHash:
     """
 
     name: ClassVar[str] = "ip_hash"
+    uses_key: ClassVar[bool] = True
+    hashes_callers: ClassVar[bool] = True
 
     ipv4_prefix: int = 32
     ipv6_prefix: int = 128

@@ -11,7 +11,7 @@ import grpc
 from meshlb.call import Call, Safety
 from meshlb.grpc._errors import DeadlineExceeded
 from meshlb.grpc._idempotency import is_idempotent
-from meshlb.grpc._status import PREVIOUS_ATTEMPTS, classify, classify_local
+from meshlb.grpc._status import ATTEMPT_METADATA, classify, classify_local
 from meshlb.model import NO_CONTEXT, Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
 
@@ -159,7 +159,7 @@ def attempt_metadata(metadata: Metadata, resend: int, trace: AttemptTrace | None
         return metadata
     entries = list(metadata or ())
     if resend:
-        entries.extend((name, str(resend)) for name in PREVIOUS_ATTEMPTS)
+        entries.extend((name, str(resend)) for name in ATTEMPT_METADATA)
     if trace is not None:
         trace.inject(lambda key, value: entries.append((key, value)))
     return tuple(entries)

@@ -19,9 +19,12 @@ from meshlb.node import NOT_STARTED
 PUSHBACK: Final = "grpc-retry-pushback-ms"
 """Trailing metadata: when the server wants the next attempt, in milliseconds; negative for never (gRFC A6)."""
 
-PREVIOUS_ATTEMPTS: Final = ("grpc-previous-rpc-attempts", "meshlb-previous-attempts")
-"""Request metadata of every attempt but the first: how many came before it (gRFC A6). gRPC's core keeps the first name
-to itself: it arrives only if the channel's options switch core's own retries off. Hence the second."""
+PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
+"""Request metadata of every attempt but the first: how many came before it (gRFC A6). gRPC's core keeps this name to
+itself: it arrives only if the channel's options switch core's own retries off."""
+
+ATTEMPT_METADATA: Final = (PREVIOUS_ATTEMPTS, "meshlb-previous-attempts")
+"""The same under both names: the convention's, and one that always arrives."""
 
 # -- the texts -----------------------------------------------------------------------------------------------------
 

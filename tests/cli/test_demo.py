@@ -95,7 +95,7 @@ def test_demo_fails_if_a_caller_saw_an_error():
     """With a fleet in which nobody is well."""
     program = (
         "import sys; from meshlb.cli import demo_servers, main; Role = demo_servers.Role;"
-        "demo_servers.FLEET = (Role('shop', 'http', 'shop-1', 'fails', fail=1.0), Role('stock', 'grpc', 'stock-1', ''));"
+        "demo_servers.FLEET = (Role('shop', 'http', 'shop-1', 'fails', fail=1.0), Role('stock', 'grpc', 'stock-1', ''))\n"
         "sys.exit(main(['demo', '--seconds', '3']))"
     )
     ended = run([sys.executable, "-c", program])

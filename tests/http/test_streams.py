@@ -59,16 +59,19 @@ def test_close_in_the_middle_of_the_body(driver: Driver, backends: list[Backend]
 
 
 def test_failure_in_the_middle_of_a_streamed_body(driver: Driver):
-    with RawServer(answering(_HALF)) as server, mesh_of(Endpoint.parse(server.address)) as mesh:
-        with driver.client(driver.transport(mesh)) as client:
-            response = client.stream("GET", "http://orders/")
-            with pytest.raises(driver.module.RemoteProtocolError) as caught:
-                driver.read(response)
-            assert str(caught.value.request.url) == "http://orders/"
-            node = mesh.cluster("orders").nodes[0]
-            assert (node.failures, in_flight(mesh)) == (1, 0), "as soon as it happens"
-            driver.close(response)
-            assert (node.failures, node.successes, in_flight(mesh)) == (1, 0, 0)
+    with (
+        RawServer(answering(_HALF)) as server,
+        mesh_of(Endpoint.parse(server.address)) as mesh,
+        driver.client(driver.transport(mesh)) as client,
+    ):
+        response = client.stream("GET", "http://orders/")
+        with pytest.raises(driver.module.RemoteProtocolError) as caught:
+            driver.read(response)
+        assert str(caught.value.request.url) == "http://orders/"
+        node = mesh.cluster("orders").nodes[0]
+        assert (node.failures, in_flight(mesh)) == (1, 0), "as soon as it happens"
+        driver.close(response)
+        assert (node.failures, node.successes, in_flight(mesh)) == (1, 0, 0)
 
 
 def test_response_that_is_dropped_unclosed(driver: Driver, backends: list[Backend]):
