@@ -63,8 +63,9 @@ class Cluster(EndpointSet):
 
     def try_start(self, context: CallContext = NO_CONTEXT) -> Lease | None:
         """Begin a call's first attempt without waiting; None if no endpoint can be had at once."""
-        node = self._view.picker.pick(context)
-        if node is None or (lease := node.begin()) is None:
+        view = self._view
+        node = view.picker.pick(context)
+        if node is None or (lease := node.begin(view.panic)) is None:
             if self._dormant:
                 self._resume()
             lease = self.try_again(context)
@@ -81,7 +82,7 @@ class Cluster(EndpointSet):
             refused: set[object] = set(context.excluded)
             narrowed = CallContext(context.key, context.method, refused)
             while (node := view.picker.pick(narrowed)) is not None and node not in refused:
-                if (lease := node.begin(force=view.panic)) is not None:
+                if (lease := node.begin(view.panic)) is not None:
                     return lease
                 refused.add(node)
             if view is self._view:

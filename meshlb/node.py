@@ -120,7 +120,7 @@ class Node:
 
     # -- the life of an attempt --------------------------------------------------------------------------------
 
-    def begin(self, *, force: bool = False) -> Lease | None:
+    def begin(self, force: bool = False) -> Lease | None:
         """Start an attempt. None if the endpoint is retired or its breaker refuses; ``force`` passes the breaker by
         (panic)."""
         now = self._clock()

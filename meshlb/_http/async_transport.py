@@ -8,7 +8,7 @@ import anyio
 
 from meshlb import control
 from meshlb._http.exchange import Exchange, begin
-from meshlb._http.loops import Loop, LoopCloser, LoopEntry, is_closed, running_loop
+from meshlb._http.loops import Loop, LoopCloser, LoopEntry, Loops, is_closed, running_loop
 from meshlb._http.pools import Inner, Pools, TransportSettings
 from meshlb._http.sync_transport import require_mesh
 from meshlb.errors import MeshError
@@ -36,7 +36,7 @@ class AsyncTransport:
         self._closed = False
         self._mesh = require_mesh(mesh)
         self._settings = settings
-        self._loops: dict[Loop, LoopEntry] = {}
+        self._loops = Loops()
         control.on_fork(self)
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -124,7 +124,7 @@ class AsyncTransport:
 
     def after_fork_in_child(self) -> None:
         _inherited.extend(self._loops.values())
-        self._loops = {}
+        self._loops = Loops()
 
 
 async def _further_lease(exchange: Exchange, pause: float | None) -> Lease | None:

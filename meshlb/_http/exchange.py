@@ -11,11 +11,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb._http.classify import outcome_of_response
-from meshlb._http.options import EXTENSION, CallOptions
+from meshlb._http.options import EXTENSION, CallOptions, KeyRequest
 from meshlb._http.rewriting import phase_timeouts
+from meshlb.affinity import call_context
 from meshlb.call import Call, Safety
 from meshlb.errors import MeshError
-from meshlb.model import ABANDONED, NO_CONTEXT, OK, CallContext, Outcome, OutcomeKind, Sent
+from meshlb.model import ABANDONED, NO_CONTEXT, OK, Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
 
 if TYPE_CHECKING:
@@ -58,14 +59,17 @@ class Exchange:
         self._body = body
         given = request.extensions.get(EXTENSION)
         self._options = options = _NO_OPTIONS if given is None else CallOptions(given)
-        self.context = NO_CONTEXT if options.key is None else CallContext(options.key, request.method)
-        config = route.cluster.config
+        cluster = route.cluster
+        self.context = NO_CONTEXT
+        if options.key is not None or cluster.hashes:
+            self.context = call_context(cluster, options.key, request.method, KeyRequest(request))
+        config = cluster.config
         self.timeout = config.timeout if options.timeout is None else options.timeout
         """Seconds for the whole call, until its response has been read."""
         self._started: float | None = None
         self.deadline: float | None = None
         if self.timeout is not None:
-            self._started = route.cluster.clock()
+            self._started = cluster.clock()
             self.deadline = self._started + self.timeout
         self._call: Call | None = None
         self._lease: Lease | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,11 +39,19 @@ class LoopCloser:
         self._loop = loop
         self._discarded: deque[Any] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     def discard(self, transport: Any) -> None:
         """Have the transport closed. Safe from any thread; does not wait."""
         self._discarded.append(transport)
-        self.run_soon(self.drain)
+        if not self._ending:
+            self.run_soon(self.drain)
+
+    async def finish(self, pools: Pools) -> None:
+        """Close them all. On the loop, which may be ending and then accepts no new tasks."""
+        self._ending = True
+        pools.close()
+        await self.drain()
 
     async def drain(self) -> None:
         """Close what has been discarded. On the loop."""
@@ -72,6 +81,10 @@ class LoopCloser:
         task.add_done_callback(self._tasks.discard)
 
 
+class Loops(dict[Loop, "LoopEntry"]):
+    """What one transport holds for each loop. (A dict that can be referenced weakly.)"""
+
+
 class LoopEntry:
     """The transports of one loop, closed when the loop ends even if nobody closes them.
 
@@ -79,11 +92,12 @@ class LoopEntry:
     it ends (``loop.shutdown_asyncgens``, done by ``asyncio.run`` and trio): a suspended one is our hook.
     """
 
-    def __init__(self, loop: Loop, pools: Pools, closer: LoopCloser, entries: MutableMapping[Loop, LoopEntry]) -> None:
+    def __init__(self, loop: Loop, pools: Pools, closer: LoopCloser, entries: Loops) -> None:
         self.pools = pools
         self._closer = closer
-        # Whoever holds this generator keeps the entry alive; nothing that the mesh holds may.
-        self._until_the_end = _until_the_end(loop, pools, closer, entries)
+        # It refers to the entries only weakly, so that it ends at once with a transport that is dropped unclosed: its
+        # loop is told then, too, and closes the connections.
+        self._until_the_end = _until_the_end(loop, pools, closer, weakref.ref(entries))
 
     async def open(self) -> None:
         """Begin to watch for the end of the loop, which is the running one."""
@@ -102,14 +116,14 @@ class LoopEntry:
 
 
 async def _until_the_end(
-    loop: Loop, pools: Pools, closer: LoopCloser, entries: MutableMapping[Loop, LoopEntry]
+    loop: Loop, pools: Pools, closer: LoopCloser, entries: weakref.ref[Loops]
 ) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        entries.pop(loop, None)
-        pools.close()
-        await closer.drain()
+        if (live := entries()) is not None:
+            live.pop(loop, None)
+        await closer.finish(pools)
 
 
 def is_closed(loop: Loop) -> bool:
@@ -124,4 +138,7 @@ def _is_asyncio(loop: Loop) -> bool:
 def _spawn_trio(coroutine: Callable[[], Awaitable[None]]) -> None:
     import trio
 
-    trio.lowlevel.spawn_system_task(coroutine)
+    try:
+        trio.lowlevel.spawn_system_task(coroutine)
+    except RuntimeError:
+        pass  # the loop is ending, which our generator is told of; an error in this place would be trio's end

@@ -1,10 +1,11 @@
-"""What a caller may say about one request: ``client.get(url, extensions={"meshlb": {...}})``."""
+"""What is said about one request: by its caller (``client.get(url, extensions={"meshlb": {...}})``), and by itself."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from meshlb._validate import seconds
+from meshlb.affinity import checked_key
 from meshlb.errors import ConfigError
 from meshlb.model import HashKey
 
@@ -36,11 +37,36 @@ class CallOptions:
             )
         self.idempotent: bool | None = _flag("idempotent", given.get("idempotent"))
         self.retry: bool = _flag("retry", given.get("retry")) is not False
-        self.key: HashKey | None = given.get("key")
-        if self.key is not None and not isinstance(self.key, str | bytes | int):
-            raise ConfigError(f'extensions["{EXTENSION}"]["key"]: {self.key!r} is not a str, bytes or int')
+        self.key: HashKey | None = checked_key(f'extensions["{EXTENSION}"]["key"]', given.get("key"))
         self.timeout: float | None = given.get("timeout")
         seconds(f'extensions["{EXTENSION}"]["timeout"]', self.timeout, optional=True)
+
+
+class KeyRequest:
+    """A request as the key sources of ``ServiceConfig.hash_on`` see it (``affinity.KeyRequest``)."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    @property
+    def method(self) -> str:
+        method: str = self._request.method
+        return method
+
+    @property
+    def path(self) -> str:
+        path: str = self._request.url.path
+        return path
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self._request.headers.get(name)
+        return value
+
+    def query(self, name: str) -> str | None:
+        value: str | None = self._request.url.params.get(name)
+        return value
 
 
 def _flag(name: str, value: Any) -> bool | None:

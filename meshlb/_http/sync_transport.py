@@ -82,8 +82,7 @@ class SyncTransport:
             self._pools.close()
 
     def __del__(self) -> None:
-        # Dropped without close: its connections are held by the mesh's listeners, not by this object alone. The
-        # collector may run within any lock, so the work is left to the control loop.
+        # Dropped without close. The collector may run within any lock, so closing is left to the control loop.
         if self._pools is not None and not self._closed:
             self._pools.close_soon()
 

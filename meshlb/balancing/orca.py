@@ -2,8 +2,9 @@
 
 ``endpoint-load-metrics-bin`` (a gRPC trailer) is a serialized ``xds.data.orca.v3.OrcaLoadReport``;
 ``endpoint-load-metrics`` (an HTTP header) is the word TEXT, JSON or BIN and the report in that form (the ORCA page of
-envoyproxy/envoy; gRFC A51). The message is read here field by field: no package that ships it is kept up, and a
-dependency on protobuf for nine fields would be one for every user of httpx.
+envoyproxy/envoy; gRFC A51). The message is read here field by field: a dependency on protobuf for eight fields would be
+one for every user of httpx, and xds-protos, which ships the published message, installs files of other packages with it
+(``google.api``, ``opentelemetry.proto``).
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from typing import Any, Final
 
 BINARY_HEADER: Final = "endpoint-load-metrics-bin"
 TEXT_HEADER: Final = "endpoint-load-metrics"
+FORMAT_HEADER: Final = "endpoint-load-metrics-format"
+"""With a request: TEXT, JSON or BIN asks for a report in that form. vLLM and Triton report to nobody else."""
 
 _MAX_SIZE: Final = 16_384
 """Bytes. A report is some hundred; header limits of servers are 8 to 16 KiB. Not worth more of a call's time."""
 
-_DOUBLES: Final = {
+# Field numbers of the message, and the names of the fields.
+DOUBLE_FIELDS: Final = {
     1: "cpu_utilization",
     2: "mem_utilization",
     6: "rps_fractional",
     7: "eps",
     9: "application_utilization",
 }
-_MAPS: Final = {4: "request_cost", 5: "utilization", 8: "named_metrics"}
+MAP_FIELDS: Final = {4: "request_cost", 5: "utilization", 8: "named_metrics"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,9 @@ class LoadReport:
         """A metric by its name in the message, entries of maps as ``named_metrics.foo``; 0 if it is not there."""
         group, dot, key = name.partition(".")
         if dot:
-            entries = getattr(self, group) if group in _MAPS.values() else {}
+            entries = getattr(self, group) if group in MAP_FIELDS.values() else {}
             return float(entries.get(key, 0.0))
-        return float(getattr(self, name)) if name in _DOUBLES.values() else 0.0
+        return float(getattr(self, name)) if name in DOUBLE_FIELDS.values() else 0.0
 
 
 def parse_header(value: str) -> LoadReport | None:
@@ -83,12 +87,12 @@ def parse_binary(message: bytes) -> LoadReport | None:
     found: dict[str, Any] = {}
     try:
         for number, wire_type, payload in _fields(message):
-            if number in _DOUBLES and wire_type == 1:
-                found[_DOUBLES[number]] = _finite(struct.unpack("<d", payload)[0])
-            elif number in _MAPS and wire_type == 2:
+            if number in DOUBLE_FIELDS and wire_type == 1:
+                found[DOUBLE_FIELDS[number]] = _finite(struct.unpack("<d", payload)[0])
+            elif number in MAP_FIELDS and wire_type == 2:
                 entry = {key: content for key, kind, content in _fields(payload) if (key, kind) in ((1, 2), (2, 1))}
                 amount = struct.unpack("<d", entry.get(2, bytes(8)))[0]
-                found.setdefault(_MAPS[number], {})[entry.get(1, b"").decode()] = _finite(amount)
+                found.setdefault(MAP_FIELDS[number], {})[entry.get(1, b"").decode()] = _finite(amount)
     except ValueError:
         return None
     return LoadReport(**found)
@@ -106,9 +110,9 @@ def _from_text(body: str) -> LoadReport:
         seen.add(name)
         value = _finite(float(amount))
         group, dot, key = name.partition(".")
-        if dot and group in _MAPS.values():
+        if dot and group in MAP_FIELDS.values():
             found.setdefault(group, {})[key] = value
-        elif name in _DOUBLES.values():
+        elif name in DOUBLE_FIELDS.values():
             found[name] = value
     return LoadReport(**found)
 
@@ -120,11 +124,11 @@ def _from_json(message: object) -> LoadReport:
     found: dict[str, Any] = {}
     for written, value in message.items():
         name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in written)
-        if name in _MAPS.values():
+        if name in MAP_FIELDS.values():
             if not isinstance(value, dict):
                 raise ValueError(name)
             found[name] = {key: _number(amount) for key, amount in value.items()}
-        elif name in _DOUBLES.values():
+        elif name in DOUBLE_FIELDS.values():
             found[name] = _number(value)
     return LoadReport(**found)
 

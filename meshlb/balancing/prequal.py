@@ -63,7 +63,7 @@ class Prequal:
 
 
 class PrequalPicker(Generic[CandidateT]):
-    """Holds the pool under a lock, for a few microseconds at a time: each pick reads and changes up to sixteen probes."""
+    """Holds the pool under a lock for a few microseconds at a time: a pick reads and changes up to sixteen probes."""
 
     __slots__ = ("_clock", "_explore", "_local", "_lock", "_members", "_random", "_reuse", "pool")
 

@@ -15,7 +15,9 @@ import grpc.experimental
 
 from meshlb import control
 from meshlb.default import default_mesh
+from meshlb.errors import ConfigError
 from meshlb.grpc._connectivity import Connectivity
+from meshlb.grpc._options import Options, checked
 from meshlb.grpc._stream import StreamStream, UnaryStream
 from meshlb.grpc._subchannel import SubChannel, opener
 from meshlb.grpc._target import parse
@@ -58,6 +60,7 @@ class MeshChannel(grpc.Channel):
         self.mesh = mesh
         self.cluster = cluster
         self.closing = Signal()
+        options = checked(options)
         self.single_threaded = _single_threaded(options)
         self._waiters: set[Waiter] = set()
         # The cluster holds the resources, as their listener: they must not hold this channel, or dropping it would
@@ -236,20 +239,20 @@ def secure_channel(
     """A channel with TLS or other channel credentials, as ``grpc.secure_channel``; see ``insecure_channel``.
 
     Certificates are verified for the service's name, unless ``options`` sets ``grpc.default_authority`` or
-    ``grpc.ssl_target_name_override``.
+    ``grpc.ssl_target_name_override``. Raises ConfigError if there are no credentials.
     """
+    if credentials is None:
+        raise ConfigError("credentials: None; insecure_channel makes a channel without TLS")
     cluster = parse(target, mesh)
     if cluster is None:
         return grpc.secure_channel(target, credentials, options, compression)
     return MeshChannel(mesh or default_mesh(), cluster, credentials, options, compression)
 
 
-def _single_threaded(options: Sequence[tuple[str, Any]] | None) -> bool:
+def _single_threaded(options: Options) -> bool:
     """Whether gRPC will read response streams on the caller's thread alone, as it can be told to."""
     option = grpc.experimental.ChannelOptions.SingleThreadedUnaryStream
-    return os.getenv("GRPC_SINGLE_THREADED_UNARY_STREAM") is not None or any(
-        pair[0] == option for pair in options or ()
-    )
+    return os.getenv("GRPC_SINGLE_THREADED_UNARY_STREAM") is not None or any(name == option for name, _ in options)
 
 
 def _release(mesh: Mesh, resources: EndpointResources[SubChannel]) -> None:

@@ -197,6 +197,7 @@ class Driver:
             if not over:
                 self._inner, self._lease, self._trace = inner, lease, trace
                 self._settling = self._ended_natively = False
+                self._last = None
                 self.changed.notify_all()
             cancelling = self._cancelling
         if over:

@@ -44,7 +44,7 @@ def subchannel_options(
 
     Raises ConfigError if the options are not pairs of a name and a value.
     """
-    own = _checked(user_options)
+    own = checked(user_options)
     named = {name for name, _ in own}
     connect_ms = max(1, round(config.connect_timeout * 1000))
     defaults = (
@@ -68,7 +68,8 @@ def subchannel_target(endpoint: Endpoint) -> str:
     return f"{'ipv6' if ':' in endpoint.host else 'ipv4'}:{endpoint.address}"
 
 
-def _checked(options: Iterable[tuple[str, Any]] | None) -> Options:
+def checked(options: Iterable[tuple[str, Any]] | None) -> Options:
+    """The caller's options as pairs. Raises ConfigError."""
     try:
         pairs = tuple((name, value) for name, value in options or ())
     except (TypeError, ValueError):

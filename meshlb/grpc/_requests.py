@@ -77,6 +77,9 @@ class RequestSource:
         """There will be no other attempt: forget what has been sent."""
         with self._changed:
             self._keeping = False
+            if self._current is not None:
+                del self._kept[: self._current.position - self._dropped]
+                self._dropped = self._current.position
 
     def close(self) -> None:
         """The call has ended: let go of whoever waits for a request."""

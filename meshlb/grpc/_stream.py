@@ -48,10 +48,13 @@ class StreamCall(MeshCall):
                 raise inner
             try:
                 response = next(inner)
-            except (StopIteration, grpc.RpcError):
+            except (StopIteration, grpc.RpcError) as error:
                 if driver.settle(inner):
                     raise
-                continue  # another attempt is on its way
+                # Another attempt is on its way. The traceback would keep this object alive by way of this frame, and
+                # so keep the call from being cancelled when the caller drops it.
+                error.__traceback__ = None
+                continue
             if driver.answered(inner):
                 self._reader = inner
                 return response

@@ -64,11 +64,12 @@ class LeaseRequest:
             raise
         except BaseException as failure:  # a policy's bug: the caller must hear of it, not hang
             error = as_rpc_error(failure)
-        if self._cancelled:
-            if lease is not None:
-                lease.close(NOT_STARTED)
-            return
-        self._callback(lease, error)
+        finally:
+            self._task = None  # a cancelled task holds this frame, which holds it
+        if not self._cancelled:
+            self._callback(lease, error)
+        elif lease is not None:
+            lease.close(NOT_STARTED)
 
 
 class Pause:
@@ -108,6 +109,7 @@ class Pause:
         try:
             await asyncio.sleep(self._delay)
         finally:
+            self._task = None  # a cancelled task holds this frame, which holds it
             # Cancelled, but not by us: the control loop ends, and the call has to be told rather than left waiting.
             if not self._cancelled:
                 self._callback()

@@ -38,7 +38,7 @@ def assert_nobody_noticed(ended: Ended) -> None:
 
 
 def test_demo_without_a_terminal_prints_lines():
-    ended = meshlb("demo", "--seconds", "5")
+    ended = meshlb("demo", "--seconds", "4")
     assert_nobody_noticed(ended)
     assert "\x1b" not in ended.out
     assert "embedded registry" in ended.out
@@ -49,7 +49,7 @@ def test_demo_without_a_terminal_prints_lines():
 
 
 def test_demo_with_a_consul_of_its_own():
-    ended = meshlb("demo", "--seconds", "5", "--plain", "--consul", env=environment(CONSUL_BIN=consul_binary()))
+    ended = meshlb("demo", "--seconds", "4", "--plain", "--consul", env=environment(CONSUL_BIN=consul_binary()))
     assert_nobody_noticed(ended)
     assert "Consul at http://127.0.0.1:" in ended.out
 
@@ -63,7 +63,7 @@ def test_demo_with_a_running_consul_leaves_it_as_it_was(consul_agent: ConsulAgen
 
 
 def test_demo_in_a_terminal_is_a_live_table():
-    ended = meshlb_in_terminal("demo", "--seconds", "5")
+    ended = meshlb_in_terminal("demo", "--seconds", "4")
     assert ended.status == 0, ended.out[-4000:]
     assert summary(ended)["errors"] == 0
     for shown in ("in flight", "latency estimate", "shop-5", "stock-5", "fails half", "slow", "ready"):
@@ -93,11 +93,13 @@ def test_demo_ends_on_ctrl_c_while_it_starts():
 
 def test_demo_fails_if_a_caller_saw_an_error():
     """With a fleet in which nobody is well."""
-    program = (
-        "import sys; from meshlb.cli import demo_servers, main; Role = demo_servers.Role;"
-        "demo_servers.FLEET = (Role('shop', 'http', 'shop-1', 'fails', fail=1.0), Role('stock', 'grpc', 'stock-1', ''))\n"
-        "sys.exit(main(['demo', '--seconds', '3']))"
-    )
+    program = """
+import sys
+from meshlb.cli import demo_servers, main
+Role = demo_servers.Role
+demo_servers.FLEET = (Role("shop", "http", "shop-1", "fails", fail=1.0), Role("stock", "grpc", "stock-1", "healthy"))
+sys.exit(main(["demo", "--seconds", "3"]))
+"""
     ended = run([sys.executable, "-c", program])
     assert ended.status == 1
     happened = summary(ended)

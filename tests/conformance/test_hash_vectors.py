@@ -103,6 +103,15 @@ def test_envoy_ring_choices_and_attempts() -> None:
     assert 90 + ring.choose(2**64 - 1) == 94
 
 
+def test_grpc_ring_does_not_depend_on_the_order_of_endpoints() -> None:
+    """gRPC sorts by key before it hands out the points; with fractions of points the order would matter."""
+    weights = [1.0, 1.7, 2.3, 1.1, 3.9, 1.3]
+    ring = KetamaRing(HOSTS, weights, min_size=64, max_size=70)
+    turned = KetamaRing(HOSTS[::-1], weights[::-1], min_size=64, max_size=70)
+    assert turned.hashes == ring.hashes
+    assert [5 - owner for owner in turned.owners] == ring.owners
+
+
 @pytest.mark.parametrize(
     ("weights", "minimum", "maximum", "points"),
     [

@@ -111,6 +111,14 @@ async def test_the_environments_proxy_is_not_used(monkeypatch):
         assert not sink.failures
 
 
+async def test_netrc_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with odd_consul() as consul_server, watching(ConsulDiscovery(consul_server.address), "web"):
+        await eventually_async(lambda: consul_server.requests)
+        assert "authorization" not in consul_server.requests[0].headers
+
+
 async def test_its_own_requests_are_marked_for_opentelemetrys_instrumentations(monkeypatch):
     seen = []
     original = httpx.AsyncHTTPTransport.handle_async_request
@@ -149,7 +157,8 @@ async def test_py_consuls_exceptions_and_ours():
         await discovery.aclose()
 
 
-async def test_every_method_of_py_consuls_client():
+async def test_every_method_of_py_consuls_client(monkeypatch):
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "from-env")  # which py-consul itself would prefer
     async with odd_consul() as consul_server:
         discovery = ConsulDiscovery(consul_server.address, token="t")
         seen = []

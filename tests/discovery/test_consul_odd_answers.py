@@ -165,6 +165,23 @@ async def test_an_equal_index_that_comes_too_early_is_forgotten():
         assert [len(change) for change in sink.changes] == [1, 2, 1]
 
 
+async def test_an_answer_is_parsed_only_if_it_differs_and_told_as_the_same_if_it_means_the_same(monkeypatch):
+    parsed = []
+    original = consul_watch.read_answer
+
+    async def counting(body, tagged_address):
+        parsed.append(body)
+        return await original(body, tagged_address)
+
+    monkeypatch.setattr(consul_watch, "read_answer", counting)
+    padded = good(43, 80).partition(b"\r\n\r\n")[2] + b"  "
+    answers = [good(40, 80), good(41, 80), good(42, 80), reply(200, padded, {"X-Consul-Index": "43"})]
+    async with odd_consul(answers=answers) as consul, watching(ConsulDiscovery(consul.address), "web") as sink:
+        await eventually_async(lambda: len(consul.requests) == 5)
+        assert len(parsed) == 2 and len(sink.updates) == 4
+        assert all(update is sink.updates[0] for update in sink.updates)
+
+
 async def test_endless_changes_are_taken_in_at_the_refresh_interval():
     async with odd_consul(answers=[good(n, 1000 + n) for n in range(1, 1000)]) as consul:
         discovery = ConsulDiscovery(consul.address, min_refresh_interval=3600)

@@ -111,8 +111,13 @@ def call_once(kind: str, mesh: Mesh, service: str) -> str:
 class Load:
     """The callers, from entering the block to leaving it. All use one mesh; each event loop has a client of its own."""
 
-    def __init__(self, kind: str, mesh: Mesh, service: str) -> None:
+    def __init__(
+        self, kind: str, mesh: Mesh, service: str, *, callers: int = CALLERS, loops: int = LOOPS, pace: float = PACE
+    ) -> None:
         self.kind = kind
+        self._callers = callers
+        self._loops = loops
+        self._pace = pace
         self._mesh = mesh
         self._service = service
         self._lock = threading.Lock()
@@ -128,7 +133,9 @@ class Load:
         if self.kind in SYNC:
             self._threads = [threading.Thread(target=self._run_sync, name="load")]
         else:
-            self._threads = [threading.Thread(target=self._run_async, name=f"load-loop-{n}") for n in range(LOOPS)]
+            self._threads = [
+                threading.Thread(target=self._run_async, name=f"load-loop-{n}") for n in range(self._loops)
+            ]
         for thread in self._threads:
             thread.start()
         return self
@@ -191,7 +198,9 @@ class Load:
 
     def _run_sync(self) -> None:
         with SYNC[self.kind](self._mesh, self._service) as call:
-            workers = [threading.Thread(target=self._work, args=(call,), name="load-worker") for _ in range(CALLERS)]
+            workers = [
+                threading.Thread(target=self._work, args=(call,), name="load-worker") for _ in range(self._callers)
+            ]
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -199,7 +208,7 @@ class Load:
 
     def _work(self, call: SyncCall) -> None:
         for _ in range(MOST_CALLS):
-            if self._stopping.wait(PACE):
+            if self._stopping.wait(self._pace):
                 return
             try:
                 backend = call()
@@ -214,7 +223,7 @@ class Load:
     async def _on_loop(self) -> None:
         before = asyncio.all_tasks()
         async with ASYNC[self.kind](self._mesh, self._service) as call:
-            await asyncio.gather(*(self._work_async(call) for _ in range(CALLERS // LOOPS)))
+            await asyncio.gather(*(self._work_async(call) for _ in range(self._callers // self._loops)))
         # What was cancelled by the closing may end in the next few turns of the loop.
         for _ in range(100):
             if asyncio.all_tasks() == before:
@@ -226,7 +235,7 @@ class Load:
         for _ in range(MOST_CALLS):
             if self._stopping.is_set():
                 return
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(self._pace)
             try:
                 backend = await call()
             except Exception as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import meshlb
-from meshlb import Mesh, Retry, ServiceConfig
+from meshlb import Cluster, Mesh, Retry, ServiceConfig
 from meshlb.discovery import ConsulDiscovery
 from tests.end_to_end.load import KINDS, Load, call_once, protocol
 from tests.end_to_end.sockets import connections_to
@@ -106,13 +106,17 @@ def test_life_of_a_service(kind: str, consul: ConsulAgent):
                 load.settles(ids(a, b, c, d, e))
 
                 # Killed while Consul thinks it is well, and back on its port.
+                before = failures(cluster, c)
                 c.kill()
+                eventually(lambda: failures(cluster, c) > before, 20)
                 load.settles(ids(a, b, d, e))
                 c.restart()
                 load.reaches(c.id, 40)
 
                 # Frozen: it takes connections and calls, and answers none.
+                before = failures(cluster, d)
                 d.freeze()
+                eventually(lambda: failures(cluster, d) > before, 20)
                 load.settles(ids(a, b, c, e))
                 d.thaw()
                 load.reaches(d.id, 40)
@@ -126,8 +130,10 @@ def test_life_of_a_service(kind: str, consul: ConsulAgent):
                 # The agent is gone; an endpoint dies meanwhile.
                 consul.kill()
                 load.make(100)
+                before = failures(cluster, b)
                 b.kill()
-                load.make(100)
+                eventually(lambda: failures(cluster, b) > before, 20)
+                load.settles(ids(a, c, d, e))
                 b.restart()
                 consul.start()
                 load.reaches(b.id, 40)
@@ -155,6 +161,12 @@ def test_life_of_a_service(kind: str, consul: ConsulAgent):
 
         assert load.left_tasks == []
         assert_nothing_is_left(threads, files, [a, b, c, d, e])
+
+
+def failures(cluster: Cluster, backend: Backend) -> int:
+    """How many attempts on a backend have failed."""
+    [row] = [row for row in cluster.snapshot()["endpoints"] if row["id"] == backend.id]
+    return int(row["failures"])
 
 
 def warm_up(kind: str, consul: ConsulAgent) -> None:

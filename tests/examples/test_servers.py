@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.examples.programs import EXAMPLES, environment
-from tests.support.backends import Backend
+from tests.support.backends import Backend, http_backends
 from tests.support.consul_agent import ConsulAgent
 from tests.support.ports import free_port, loopback_host
 from tests.support.processes import ManagedProcess
@@ -47,32 +47,31 @@ def serving(command: list[str], consul: ConsulAgent, port: int, log: Path, path:
         process.kill()
 
 
-def test_starlette_service(consul_agent: ConsulAgent, orders: list[Backend], tmp_path: Path):
+def test_starlette_service(consul_agent: ConsulAgent, tmp_path: Path):
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "starlette_service:app"]
     command += ["--host", loopback_host(), "--port", str(port), "--no-access-log"]
-    with serving(command, consul_agent, port, tmp_path / "log", "/debug/mesh") as client:
+    with (
+        http_backends(3) as orders,
+        serving(command, consul_agent, port, tmp_path / "log", "/debug/mesh") as client,
+    ):
+        nobody = client.get("/order/1")
+        assert nobody.status_code == 503
+        assert "'orders'" in nobody.json()["error"]
 
         def order(number: int) -> Any:
             answer = client.get(f"/order/{number}")
             assert answer.status_code == 200, answer.text
             return answer.json()["served_by"]
 
-        assert {order(number) for number in range(30)} == {backend.id for backend in orders}
-        orders[0].kill()
-        assert {order(number) for number in range(30)} == {backend.id for backend in orders[1:]}
-        [service] = client.get("/debug/mesh").json()
-        assert service["service"] == "orders"
-        assert {row["id"] for row in service["endpoints"]} == {backend.id for backend in orders}
-
-        for backend in orders:
-            consul_agent.deregister(backend.id)
-
-        def nobody() -> Any:
-            answer = client.get("/order/1")
-            return answer if answer.status_code == 503 else None
-
-        assert "orders" in eventually(nobody, 20).json()["error"]
+        with registered(consul_agent, "orders", orders):
+            eventually(lambda: client.get("/order/1").status_code == 200)
+            eventually(lambda: {order(number) for number in range(10)} == {backend.id for backend in orders})
+            orders[0].kill()
+            assert {order(number) for number in range(30)} == {backend.id for backend in orders[1:]}
+            [service] = client.get("/debug/mesh").json()
+            assert service["service"] == "orders"
+            assert {row["id"] for row in service["endpoints"]} == {backend.id for backend in orders}
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["called only in the workers", "called in the master too"])

@@ -11,6 +11,7 @@ import tenacity
 
 import meshlb
 from meshlb import Endpoint, Retry, RetryBudget
+from meshlb.affinity import Header, PathSegment, QueryParameter
 from tests.http.drivers import Driver, drive, in_flight, mesh_of, patient
 from tests.support.backends import Backend
 
@@ -192,21 +193,20 @@ class TestOptions:
                 assert isinstance(caught.value, meshlb.ConfigError)
             assert in_flight(mesh) == 0
 
-    def test_hash_key_reaches_the_policy(self, driver: Driver, backends: list[Backend]):
-        keys = []
-
-        class Noting:
-            name = "noting"
-
-            def build(self, candidates: Any, environment: Any, previous: Any) -> Any:
-                class Picker:
-                    def pick(self, call: Any) -> Any:
-                        keys.append((call.key, call.method))
-                        return candidates[0]
-
-                return Picker()
-
-        with mesh_of(*backends, policy=Noting()) as mesh, driver.client(driver.transport(mesh)) as client:
-            client.get("http://orders/", extensions={"meshlb": {"key": "user-42"}})
-            client.get("http://orders/")
-            assert keys == [("user-42", "GET"), (None, "")]
+    def test_hash_key(self, driver: Driver, backends: list[Backend]):
+        sources = (Header("x-user"), QueryParameter("user"), PathSegment(1))
+        with (
+            mesh_of(*backends, policy="consistent_hash", hash_on=sources) as mesh,
+            driver.client(driver.transport(mesh)) as client,
+        ):
+            wanted = {client.get("http://orders/", headers={"x-user": "42"}).headers["x-backend"] for _ in range(9)}
+            assert len(wanted) == 1
+            for number in range(9):
+                asked = [
+                    client.get("http://orders/", extensions={"meshlb": {"key": "42"}}, headers={"x-user": f"{number}"}),
+                    client.get("http://orders/?user=42"),
+                    client.get(f"http://orders/users/42?page={number}"),
+                ]
+                assert {response.headers["x-backend"] for response in asked} == wanted
+            used = {client.get("http://orders/", headers={"x-user": f"{n}"}).headers["x-backend"] for n in range(64)}
+            assert used == {backend.id for backend in backends}

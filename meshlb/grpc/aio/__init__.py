@@ -47,7 +47,7 @@ def insecure_channel(
     Raises ConfigError for a bad target or bad options, ValueError for what is no interceptor, MeshClosed if the mesh
     is closed.
     """
-    return _channel(target, None, options, compression, interceptors, mesh, attempt_interceptors)
+    return _make_channel(target, None, options, compression, interceptors, mesh, attempt_interceptors)
 
 
 def secure_channel(
@@ -67,10 +67,10 @@ def secure_channel(
     """
     if credentials is None:
         raise ConfigError("credentials: None; insecure_channel makes a channel without TLS")
-    return _channel(target, credentials, options, compression, interceptors, mesh, attempt_interceptors)
+    return _make_channel(target, credentials, options, compression, interceptors, mesh, attempt_interceptors)
 
 
-def _channel(
+def _make_channel(
     target: str,
     credentials: grpc.ChannelCredentials | None,
     options: Sequence[tuple[str, Any]] | None,

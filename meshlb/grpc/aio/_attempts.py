@@ -155,6 +155,7 @@ class Attempts(Completion):
                 if outcome is not NOT_STARTED or method.channel.closed:
                     raise
                 # The sub-channel was closed between the pick and the call.
+                self._here.forget(lease.node)
                 again = method.cluster.try_again(NO_CONTEXT)
                 if again is None:
                     raise as_aio_error(method.cluster.unavailable()) from error
@@ -194,9 +195,14 @@ class Attempts(Completion):
                 self._finish()
             else:
                 self._attempt_failed(native, code)
-        except Exception as error:  # from an attempt interceptor of the user's: awaiting the call raises it
-            self._settle(_status.classify_local(error), None)
-            self._finish()
+        except Exception as error:  # out of an interceptor of the user's that runs per attempt: await raises it
+            self._go_on(_status.classify_local(error), native, None, error)
+
+    def _answered(self, *, late: bool) -> None:
+        """The response has begun to reach the caller. ``late``: it may have been there before he looked, so nothing
+        is learnt of the endpoint's speed."""
+        self._committed = True
+        self._lease.answered(healthy=not late)
 
     def _settle(self, outcome: Outcome, code: grpc.StatusCode | None) -> None:
         """Close the attempt's lease and trace."""
@@ -219,7 +225,7 @@ class Attempts(Completion):
         error = AioRpcError(code, initial, trailing, details, immediate(native.debug_error_string()))
         self._go_on(outcome, fallback, code, error)
 
-    def _go_on(self, outcome: Outcome, fallback: Any, code: grpc.StatusCode, error: BaseException) -> None:
+    def _go_on(self, outcome: Outcome, fallback: Any, code: grpc.StatusCode | None, error: BaseException) -> None:
         """An attempt has failed: make another one, or end."""
         retry = self._retry
         if retry is None:

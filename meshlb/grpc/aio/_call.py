@@ -10,7 +10,7 @@ import grpc.aio
 
 from meshlb.grpc.aio._attempts import Attempts
 from meshlb.grpc.aio._ended import CANCELLED
-from meshlb.grpc.aio._native import AioRpcError
+from meshlb.grpc.aio._native import AioRpcError, is_immediate
 
 
 class MeshCall(Attempts):
@@ -47,10 +47,11 @@ class MeshCall(Attempts):
                     return grpc.aio.Metadata()
                 await self._turn()
                 continue
+            late = self._committed or is_immediate(native.initial_metadata())
             metadata: grpc.aio.Metadata = await native.initial_metadata()
             if native is self._native:
-                if metadata:
-                    self._committed = True
+                if metadata and not self._committed:
+                    self._answered(late=late)
                 return metadata
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:

@@ -78,13 +78,16 @@ class SubChannel(NativeChannel):
 class LoopChannels:
     """The sub-channels and active calls of one channel in one loop."""
 
-    __slots__ = ("__weakref__", "_make", "_resources", "active", "front", "loop", "subchannels")
+    __slots__ = ("__weakref__", "_make", "_resources", "active", "front", "kept", "loop", "subchannels")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cluster: Cluster, make: Callable[[Node], Any]) -> None:
         self.loop = loop
         self.active: dict[int, weakref.ref[MeshCall]] = {}
         """Calls that have not ended, by id: what ``close`` has to cancel. Weak, so that a stream that its user has
         dropped can be told."""
+        self.kept: set[MeshCall] = set()
+        """Those among them that live until they end, though their user may have dropped them: somebody is to be told
+        of the end."""
         self.front: NativeChannel | None = None
         """The native channel that runs the user's interceptors; made by the first call that needs one."""
         self.subchannels: set[SubChannel] = set()
@@ -97,6 +100,10 @@ class LoopChannels:
         subchannel = self._resources.get(node)
         return self._reconsidered(subchannel) if subchannel.unreachable else subchannel
 
+    def forget(self, node: Node) -> None:
+        """Close the sub-channel to an endpoint; the next call makes a new one."""
+        self._resources.endpoint_removed(node)
+
     def _reconsidered(self, subchannel: SubChannel) -> SubChannel:
         """The same sub-channel, or for a breaker's probe a new one.
 
@@ -105,7 +112,7 @@ class LoopChannels:
         """
         node = subchannel.node
         if node.standing is Standing.HALF_OPEN and subchannel.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            self._resources.endpoint_removed(node)
+            self.forget(node)
             return self._resources.get(node)
         return subchannel
 

@@ -69,6 +69,16 @@ class StreamResponse(TimedAttempt):
     def _on_done(self) -> Callable[[Any], None]:
         return partial(_attempt_done, self._ref)
 
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call ``callback(self)`` when the RPC ends; at once if it has ended. So the call is kept until then."""
+        if not self._done:
+            self._here.kept.add(self)
+        super().add_done_callback(callback)
+
+    def _finish(self) -> None:
+        self._here.kept.discard(self)
+        super()._finish()
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -107,7 +117,6 @@ class StreamResponse(TimedAttempt):
                 await self._turn_or_cancel()
                 continue
             first = not self._committed
-            # Who reads late learns nothing of how fast the response came.
             late = first and is_immediate(native.initial_metadata())
             try:
                 message = await native.read()
@@ -127,9 +136,7 @@ class StreamResponse(TimedAttempt):
             if self._native is not native:
                 continue
             if first and message is not EOF:
-                self._committed = True
-                self._stop_timer()
-                self._lease.answered(healthy=not late)
+                self._answered(late=late)
             return message
 
     def _read_in(self, style: Style) -> None:

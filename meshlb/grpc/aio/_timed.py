@@ -49,6 +49,10 @@ class TimedAttempt(MeshCall):
         self._go_on(_status.TIMED_OUT, ended_with(error), grpc.StatusCode.DEADLINE_EXCEEDED, error)
         native.cancel()
 
+    def _answered(self, *, late: bool) -> None:
+        self._stop_timer()
+        super()._answered(late=late)
+
     def _finish(self) -> None:
         self._stop_timer()
         super()._finish()

@@ -98,7 +98,8 @@ def test_cancel_at_any_moment(serve: Serve, channel_to: ChannelTo) -> None:
     """Cancels race with failures and retries; every call ends, once, and no lease stays open."""
     servers = serve(2)
     servers[0].code = Code.UNAVAILABLE
-    channel = channel_to([*servers, refusing_address()], breaker=None, retry=Retry(budget=None))
+    retry = Retry(budget=None, idempotent_methods=("*",))
+    channel = channel_to([*servers, refusing_address()], breaker=None, retry=retry)
     stub = stub_of(channel)
     ended: list[Any] = []
     for number in range(200):
@@ -312,9 +313,13 @@ def test_a_closed_mesh(serve: Serve, channel_to: ChannelTo) -> None:
     stream = stub.Watch(Request(text="hang"))
     eventually(lambda: servers[0].total == 2)
     channel.mesh.close()
-    for call in (stub.Say, lambda request: stub.Say.future(request).result(), lambda request: next(stub.Watch(request))):
+    for call in (
+        lambda: stub.Say(Request()),
+        lambda: stub.Say.future(Request()).result(),
+        lambda: next(stub.Watch(Request())),
+    ):
         with pytest.raises(MeshClosed) as raised:
-            call(Request())
+            call()
         assert isinstance(raised.value, grpc.RpcError)
         assert raised.value.code() is Code.CANCELLED
     assert stream.code() is Code.CANCELLED

@@ -69,7 +69,7 @@ def test_an_empty_service_that_gets_an_instance(call: Any, serve: Serve) -> None
         thread = threading.Thread(target=lambda: results.append(call(stub, wait_for_ready=True, timeout=20)))
         thread.start()
         eventually(lambda: channel._waiters)
-        discovery.set("echo", [server.address])
+        discovery.update("echo", [server.address])
         thread.join(20)
         assert results == ["s0"]
 

@@ -1,0 +1,549 @@
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from random import Random
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+
+from meshlb import (
+    Breaker,
+    CallContext,
+    CircuitOpen,
+    Cluster,
+    DiscoveryError,
+    DiscoveryTimeout,
+    Lease,
+    MeshClosed,
+    MeshError,
+    NoEndpoints,
+    ServiceConfig,
+    Status,
+)
+from meshlb.discovery import ServiceQuery
+from meshlb.model import OK
+from meshlb.testing import FakeClock
+from meshlb.topology import Standing
+from tests.core.parts import FAILURE, assert_adds_up, endpoint, make_cluster
+from tests.support.wait import eventually, eventually_async
+
+
+class Nothing:
+    """A control loop that does nothing at all: the cluster does at once what it would have left to it."""
+
+    def call_soon(self, callback: Any, *args: Any) -> bool:
+        return False
+
+    def call_later(self, delay: float, callback: Any) -> None:
+        return None
+
+
+def bare(clock: Any = time.monotonic, **settings: Any) -> Cluster:
+    """A cluster that nobody has told anything yet."""
+    config = ServiceConfig(**{"policy": "round_robin", **settings})
+    return Cluster(ServiceQuery("orders"), config, clock=clock, random=Random(1), background=Nothing())
+
+
+# -- picking
+
+
+def test_a_pick_past_refusing_endpoints() -> None:
+    mesh, cluster = make_cluster(4, breaker=Breaker(consecutive_failures=1, jitter=0), panic_threshold=0)
+    for _ in range(2):
+        cluster.start().close(FAILURE)
+    mesh.clock.advance(1.5)
+    half_open = [node for node in cluster.nodes if node.standing is Standing.HALF_OPEN]
+    assert len(half_open) == 2
+    leases = [cluster.start() for _ in range(12)]
+    assert {lease.node for lease in leases} == set(cluster.nodes)
+    assert [node.in_flight for node in half_open] == [1, 1]  # a probe each, however many calls wait
+    for lease in leases:
+        lease.close()
+    mesh.close()
+
+
+def test_excluded_endpoints_are_not_picked_and_need_not_be_in_the_set() -> None:
+    mesh, cluster = make_cluster(3)
+    gone = cluster.nodes[2]
+    mesh.update("orders", [endpoint(0), endpoint(1)])
+    context = CallContext(excluded={gone, cluster.nodes[0]})
+    for _ in range(5):
+        lease = cluster.try_again(context)
+        assert lease is not None
+        assert lease.node is cluster.nodes[1]
+        lease.close()
+    assert cluster.try_again(CallContext(excluded=set(cluster.nodes))) is None
+    mesh.close()
+
+
+def test_a_pick_from_an_old_view_finds_its_way_to_the_new_one() -> None:
+    mesh, cluster = make_cluster(1)
+    old = cluster.view
+
+    class Slow:
+        """Hands out the old endpoint after everything has been replaced, as a thread that was stopped in between."""
+
+        def pick(self, call: CallContext) -> Any:
+            picked = picker.pick(call)
+            if cluster.view is old:
+                mesh.update("orders", [endpoint(7)])
+            return picked
+
+    picker, old.picker = old.picker, Slow()
+    lease = cluster.start()
+    assert lease.endpoint == endpoint(7)
+    lease.close()
+    mesh.close()
+
+
+def test_a_picker_that_ignores_what_is_excluded_does_not_hang_the_call() -> None:
+    mesh, cluster = make_cluster(2)
+    only = cluster.nodes[0]
+
+    class Stubborn:
+        def pick(self, call: CallContext) -> Any:
+            return only
+
+    cluster.view.picker = Stubborn()
+    assert cluster.try_again(CallContext(excluded={only})) is None
+    mesh.close()
+
+
+def test_a_policy_that_cannot_build_costs_nobody_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        name: ClassVar[str] = "broken"
+
+        def build(self, candidates: Sequence[Any], environment: Any, previous: Any) -> Any:
+            raise ZeroDivisionError("mine")
+
+    mesh, cluster = make_cluster(2, policy=Broken())
+    assert {cluster.start().node for _ in range(2)} == set(cluster.nodes)
+    assert "ZeroDivisionError: mine" in caplog.text
+    mesh.close()
+
+
+def test_a_new_view_carries_on_where_the_old_picker_stood() -> None:
+    mesh, cluster = make_cluster(4)
+    first = [cluster.start().node for _ in range(2)]
+    mesh.update("orders", [endpoint(i, weight=2) for i in range(4)])
+    second = [cluster.start().node for _ in range(2)]
+    assert set(first) | set(second) == set(cluster.nodes)
+    gc.collect()
+    mesh.close()
+
+
+# -- breakers, by time
+
+
+def test_an_opened_endpoint_is_out_probed_and_back() -> None:
+    mesh, cluster = make_cluster(4, breaker=Breaker(consecutive_failures=1, open_time=2, jitter=0))
+    bad = cluster.nodes[1]
+    lease = bad.begin()
+    assert lease is not None
+    lease.close(FAILURE)
+    mesh.clock.advance()
+    assert bad not in cluster.view.nodes
+    mesh.clock.advance(1.9)
+    assert bad not in cluster.view.nodes
+    mesh.clock.advance(0.2)
+    assert bad in cluster.view.nodes
+    probe = bad.begin()
+    assert probe is not None
+    probe.close(OK)
+    mesh.clock.advance()
+    assert bad.standing is Standing.READY
+    assert cluster.ejections == 1
+    mesh.close()
+
+
+def test_a_timer_that_comes_early_is_set_again() -> None:
+    mesh, cluster = make_cluster(4, breaker=Breaker(consecutive_failures=1, open_time=2, jitter=0))
+    bad = cluster.nodes[0]
+    lease = bad.begin()
+    assert lease is not None
+    lease.close(FAILURE)
+    mesh.clock.advance()
+    assert bad.breaker is not None
+    cluster._probe(bad, bad.breaker.retry_at)  # two seconds early, as if by another clock
+    assert bad.is_open
+    mesh.clock.advance(2.1)
+    assert not bad.is_open
+    mesh.close()
+
+
+def test_panic_uses_all_but_maintenance_and_ends_by_itself() -> None:
+    mesh, cluster = make_cluster(3, breaker=Breaker(consecutive_failures=1, jitter=0), max_ejection_percent=100)
+    mesh.update("orders", [*(endpoint(i) for i in range(3)), endpoint(3, status=Status.MAINTENANCE)])
+    for node in cluster.nodes[:2]:
+        lease = node.begin()
+        assert lease is not None
+        lease.close(FAILURE)
+    mesh.clock.advance()
+    assert cluster.view.panic
+    leases = [cluster.start() for _ in range(9)]
+    assert {lease.node for lease in leases} == set(cluster.nodes[:3])
+    for lease in leases:
+        lease.close(OK)
+    mesh.clock.advance(2)
+    assert not cluster.view.panic
+    for _ in range(6):
+        cluster.start().close()
+    assert {node.standing for node in cluster.nodes[:3]} == {Standing.READY}
+    assert_adds_up(cluster.nodes)
+    mesh.close()
+
+
+def test_no_more_than_the_share_is_ejected() -> None:
+    mesh, cluster = make_cluster(10, breaker=Breaker(consecutive_failures=1, jitter=0), max_ejection_percent=30)
+    for node in cluster.nodes:
+        lease = node.begin()
+        assert lease is not None
+        lease.close(FAILURE)
+    assert sum(node.ejected for node in cluster.nodes) == 3
+    mesh.close()
+
+
+def test_a_thousand_openings_are_a_few_lines_of_log(caplog: pytest.LogCaptureFixture) -> None:
+    mesh, cluster = make_cluster(1000, breaker=Breaker(consecutive_failures=1, jitter=0), max_ejection_percent=100)
+    with caplog.at_level(logging.INFO, "meshlb.cluster"):
+        for node in cluster.nodes:
+            lease = node.begin()
+            assert lease is not None
+            lease.close(FAILURE)
+        mesh.clock.advance()
+        assert len(caplog.records) == 20
+        assert "is out for 1.0 s: 1 consecutive failures (503)" in caplog.text
+        mesh.clock.advance(20)
+        lease = cluster.nodes[0].begin()
+        assert lease is not None
+        lease.close()
+        mesh.clock.advance()
+    assert "980 changes before this one were not logged" in caplog.text
+    mesh.close()
+
+
+# -- abandoned leases
+
+
+def test_an_abandoned_lease_is_closed_as_ignored() -> None:
+    mesh, cluster = make_cluster(1)
+    cluster.start()
+    gc.collect()
+    [node] = cluster.nodes
+    mesh.clock.advance()
+    assert (node.in_flight, node.ignored) == (0, 1)
+    mesh.close()
+
+
+def test_without_a_control_loop_a_snapshot_closes_abandoned_leases() -> None:
+    cluster = bare()
+    cluster.update([endpoint(0)])
+    cluster.start()
+    gc.collect()
+    assert cluster.snapshot()["endpoints"][0]["in_flight"] == 0
+
+
+def test_abandoned_leases_are_closed_once_however_many_look() -> None:
+    cluster = bare()
+    cluster.update([endpoint(0)])
+    for _ in range(500):
+        cluster.start()
+    threads = [threading.Thread(target=cluster._close_abandoned) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [node] = cluster.nodes
+    assert (node.in_flight, node.ignored) == (0, 500)
+
+
+# -- why nobody can be called
+
+
+def error_of(cluster: Cluster, **arguments: Any) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        cluster.start(**arguments)
+    return caught.value
+
+
+def test_no_answer_in_time() -> None:
+    error = error_of(bare(discovery_timeout=0.02))
+    assert type(error) is DiscoveryTimeout
+    assert isinstance(error, TimeoutError)
+    assert "'orders'" in str(error)
+    assert "0.02 s" in str(error)
+    assert "reachable" in str(error)
+
+
+def test_the_calls_own_deadline_is_shorter() -> None:
+    assert type(error_of(bare(discovery_timeout=3600), timeout=0.02)) is DiscoveryTimeout
+
+
+def test_a_registry_that_failed_is_quoted() -> None:
+    cluster = bare(discovery_timeout=0.02)
+    cluster.failed(DiscoveryError("Consul says 403 (ACL not found)"))
+    error = error_of(cluster)
+    assert type(error) is DiscoveryError
+    assert "403 (ACL not found)" in str(error)
+
+
+def test_a_watch_that_has_ended_is_not_waited_for() -> None:
+    cluster = bare(discovery_timeout=3600)
+    cluster.failed(DiscoveryError("no filter language"))
+    cluster.watch_ended()
+    assert type(error_of(cluster)) is DiscoveryError
+
+
+def test_no_instance() -> None:
+    cluster = bare()
+    cluster.update([])
+    error = error_of(cluster)
+    assert type(error) is NoEndpoints
+    assert "no instance" in str(error)
+    assert "registered" in str(error)
+    cluster.failed(DiscoveryError("it has: stock, users"))
+    assert "it has: stock, users" in str(error_of(cluster))
+
+
+def test_nobody_fit_says_how_many_are_in_which_state() -> None:
+    cluster = bare(panic_threshold=0)
+    cluster.update([endpoint(0, status=Status.CRITICAL), *(endpoint(i, status=Status.MAINTENANCE) for i in (1, 2))])
+    error = error_of(cluster)
+    assert type(error) is NoEndpoints
+    assert "none of its 3 endpoints can be called (1 critical, 2 maintenance)" in str(error)
+    assert "snapshot()" in str(error)
+
+
+def test_all_broken() -> None:
+    cluster = bare(panic_threshold=0, max_ejection_percent=100, breaker=Breaker(consecutive_failures=1))
+    cluster.update([endpoint(0), endpoint(1), endpoint(2, status=Status.CRITICAL)])
+    for _ in range(2):
+        cluster.start().close(FAILURE)
+    error = error_of(cluster)
+    assert type(error) is CircuitOpen
+    assert "(1 critical, 2 open)" in str(error)
+    assert "come back by themselves" in str(error)
+
+
+def test_closed() -> None:
+    cluster = bare()
+    cluster.update([endpoint(0)])
+    lease = cluster.start()
+    cluster.close()
+    cluster.close()
+    assert type(error_of(cluster)) is MeshClosed
+    assert "Mesh.close()" in str(error_of(cluster, patient=True))
+    with pytest.raises(MeshClosed):
+        cluster.wait_ready()
+    assert lease.close()  # what was under way may end
+    cluster.update([endpoint(0)])
+    assert cluster.nodes == ()
+
+
+# -- waiting
+
+
+class Waiter:
+    """Calls ``cluster.start`` on a thread of its own."""
+
+    def __init__(self, cluster: Cluster, **arguments: Any) -> None:
+        self.cluster = cluster
+        self.result: Lease | BaseException | None = None
+        self.thread = threading.Thread(target=self._run, kwargs=arguments)
+        self.thread.start()
+
+    def _run(self, **arguments: Any) -> None:
+        try:
+            self.result = self.cluster.start(**arguments)
+        except MeshError as error:
+            self.result = error
+
+    def end(self) -> Any:
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        return self.result
+
+
+def waiting(cluster: Cluster) -> int:
+    return len(cluster._changed._callbacks)
+
+
+def test_a_first_call_waits_for_the_first_answer() -> None:
+    cluster = bare(discovery_timeout=60)
+    waiters = [Waiter(cluster) for _ in range(5)]
+    eventually(lambda: waiting(cluster) == 5)
+    cluster.failed(DiscoveryError("not yet"))  # the registry may come back: go on waiting
+    cluster.update([endpoint(0)])
+    leases = [waiter.end() for waiter in waiters]
+    assert all(isinstance(lease, Lease) for lease in leases)
+    assert waiting(cluster) == 0
+    for lease in leases:
+        lease.close()
+
+
+def test_an_empty_first_answer_ends_the_waiting_too() -> None:
+    cluster = bare(discovery_timeout=60)
+    waiter = Waiter(cluster)
+    eventually(lambda: waiting(cluster) == 1)
+    cluster.update([])
+    assert type(waiter.end()) is NoEndpoints
+
+
+def test_only_the_patient_wait_for_somebody_to_come() -> None:
+    cluster = bare()
+    cluster.update([])
+    assert type(error_of(cluster)) is NoEndpoints
+    assert type(error_of(cluster, patient=True, timeout=0.02)) is NoEndpoints
+    waiter = Waiter(cluster, patient=True)
+    eventually(lambda: waiting(cluster) == 1)
+    cluster.update([])
+    cluster.update([endpoint(0, status=Status.MAINTENANCE)])
+    assert waiter.result is None
+    cluster.update([endpoint(0)])
+    assert isinstance(waiter.end(), Lease)
+    waiter.result = None
+
+
+def test_closing_ends_all_waiting() -> None:
+    cluster = bare(discovery_timeout=60)
+    waiters = [Waiter(cluster, patient=patient) for patient in (True, False)]
+    eventually(lambda: waiting(cluster) == 2)
+    cluster.close()
+    assert [type(waiter.end()) for waiter in waiters] == [MeshClosed, MeshClosed]
+
+
+@pytest.mark.parametrize("timeout", [1e300, float("inf"), 1e10])
+def test_endless_timeouts(timeout: float) -> None:
+    cluster = bare(discovery_timeout=1e15)
+    waiter = Waiter(cluster, timeout=timeout, patient=True)
+    eventually(lambda: waiting(cluster) == 1)
+    cluster.update([endpoint(0)])
+    assert isinstance(waiter.end(), Lease)
+    waiter.result = None
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("-inf"), float("nan")])
+def test_a_timeout_that_is_over_already(timeout: float) -> None:
+    cluster = bare()
+    assert type(error_of(cluster, timeout=timeout)) is DiscoveryTimeout
+    with pytest.raises(DiscoveryTimeout):
+        cluster.wait_ready(timeout)
+    cluster.update([endpoint(0)])
+    assert cluster.start(timeout=timeout).close()  # nothing to wait for
+    cluster.wait_ready(timeout)
+
+
+async def test_waiting_in_a_task() -> None:
+    cluster = bare(discovery_timeout=60)
+    found: list[Lease] = []
+
+    async def call() -> None:
+        found.append(await cluster.start_async())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(call)
+        await eventually_async(lambda: waiting(cluster) == 3)
+        thread = threading.Thread(target=cluster.update, args=([endpoint(0)],))
+        thread.start()
+    thread.join()
+    assert len(found) == 3
+    await cluster.wait_ready_async()
+    for lease in found:
+        lease.close()
+
+
+async def test_cancelled_while_waiting() -> None:
+    cluster = bare(discovery_timeout=60)
+    async with anyio.create_task_group() as group:
+        group.start_soon(cluster.start_async)
+        group.start_soon(cluster.wait_ready_async)
+        await eventually_async(lambda: waiting(cluster) == 2)
+        group.cancel_scope.cancel()
+    assert waiting(cluster) == 0
+    cluster.update([endpoint(0)])
+    assert cluster.nodes[0].calls == 0
+    with anyio.move_on_after(0) as scope:
+        await anyio.sleep(0)
+        lease = await cluster.start_async()
+        lease.close()
+    assert scope.cancelled_caught
+    assert cluster.nodes[0].calls == 0
+
+
+async def test_a_task_waits_no_longer_than_it_said() -> None:
+    cluster = bare(discovery_timeout=0.02)
+    with pytest.raises(DiscoveryTimeout):
+        await cluster.start_async()
+    with pytest.raises(DiscoveryTimeout):
+        await cluster.wait_ready_async(0.01)
+    cluster.update([])
+    with pytest.raises(NoEndpoints):
+        await cluster.start_async(patient=True, timeout=0.02)
+    cluster.close()
+    with pytest.raises(MeshClosed):
+        await cluster.start_async(patient=True)
+
+
+def test_wait_ready_is_about_somebody_to_call() -> None:
+    cluster = bare()
+    cluster.update([])
+    with pytest.raises(NoEndpoints):
+        cluster.wait_ready(0.02)
+    cluster.update([endpoint(0, status=Status.CRITICAL)])
+    cluster.wait_ready(0.02)  # in panic it will be called
+    cluster.update([endpoint(0, status=Status.MAINTENANCE)])
+    with pytest.raises(NoEndpoints, match="1 maintenance"):
+        cluster.wait_ready(0.02)
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: (cluster.wait_ready(), ready.set()))
+    thread.start()
+    eventually(lambda: waiting(cluster) == 1)
+    assert not ready.is_set()
+    cluster.update([endpoint(0)])
+    assert ready.wait(10)
+    thread.join()
+
+
+# -- reading
+
+
+def test_age_and_snapshot() -> None:
+    clock = FakeClock()
+    cluster = bare(clock)
+    assert cluster.age is None
+    assert cluster.snapshot()["age"] is None
+    cluster.update([endpoint(0, zone="b", status=Status.WARNING, status_reason="disk: 91 %")])
+    clock.advance(3)
+    lease = cluster.start()
+    clock.advance(2)
+    snapshot = cluster.snapshot()
+    assert snapshot["service"] == "orders"
+    assert snapshot["policy"] == "round_robin"
+    assert snapshot["age"] == 5.0
+    [row] = snapshot["endpoints"]
+    assert row["address"] == "10.0.0.1:80"
+    assert (row["state"], row["reason"]) == ("ready", "disk: 91 %")
+    assert (row["in_flight"], row["oldest_wait"], row["latency"]) == (1, 2.0, None)
+    lease.close()
+    cluster.failed(DiscoveryError("down"))
+    assert cluster.snapshot()["last_error"] == "down"
+    cluster.update([endpoint(0)])
+    assert cluster.snapshot()["last_error"] is None
+
+
+def test_retries_are_counted_by_many_threads() -> None:
+    cluster = bare()
+    threads = [
+        threading.Thread(target=lambda: [cluster.count_retry() for _ in range(2000)] and None) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cluster.retries == 8000
