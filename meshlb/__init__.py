@@ -12,14 +12,10 @@ this package imports neither grpc nor httpx.
 
 from __future__ import annotations
 
-from meshlb.balancing import (
-    LeastConnections,
-    LeastResponseTime,
-    Policy,
-    Random,
-    RoundRobin,
-    register_policy,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from meshlb.balancing import Policy, register_policy
 from meshlb.cluster import Cluster
 from meshlb.config import ServiceConfig
 from meshlb.default import default_mesh
@@ -38,16 +34,65 @@ from meshlb.model import CallContext, Endpoint, Outcome, OutcomeKind, Sent, Stat
 from meshlb.node import Lease
 from meshlb.resilience import Breaker, Retry, RetryBudget
 
+if TYPE_CHECKING:
+    from meshlb.affinity import Cookie, ForwardedFor, Header, PathSegment, QueryParameter, hash_key
+    from meshlb.balancing import (
+        ClientWeightedRoundRobin,
+        ConsistentHash,
+        IPHash,
+        LeastConnections,
+        LeastResponseTime,
+        Prequal,
+        Random,
+        RoundRobin,
+        WeightedRoundRobin,
+    )
+
+_LATER = {
+    **dict.fromkeys(
+        (
+            "Cookie",
+            "ForwardedFor",
+            "Header",
+            "PathSegment",
+            "QueryParameter",
+            "hash_key",
+        ),
+        "meshlb.affinity",
+    ),
+    **dict.fromkeys(
+        (
+            "ClientWeightedRoundRobin",
+            "ConsistentHash",
+            "IPHash",
+            "LeastConnections",
+            "LeastResponseTime",
+            "Prequal",
+            "Random",
+            "RoundRobin",
+            "WeightedRoundRobin",
+        ),
+        "meshlb.balancing",
+    ),
+}
+"""Options that few programs name. They are imported when they are, so that `import meshlb` is cheap."""
+
 __all__ = [
     "Breaker",
     "CallContext",
     "CircuitOpen",
+    "ClientWeightedRoundRobin",
     "Cluster",
     "ConfigError",
+    "ConsistentHash",
+    "Cookie",
     "DeadlineExceeded",
     "DiscoveryError",
     "DiscoveryTimeout",
     "Endpoint",
+    "ForwardedFor",
+    "Header",
+    "IPHash",
     "Lease",
     "LeastConnections",
     "LeastResponseTime",
@@ -57,7 +102,10 @@ __all__ = [
     "NoEndpoints",
     "Outcome",
     "OutcomeKind",
+    "PathSegment",
     "Policy",
+    "Prequal",
+    "QueryParameter",
     "Random",
     "Retry",
     "RetryBudget",
@@ -65,6 +113,18 @@ __all__ = [
     "Sent",
     "ServiceConfig",
     "Status",
+    "WeightedRoundRobin",
     "default_mesh",
+    "hash_key",
     "register_policy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

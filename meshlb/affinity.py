@@ -52,6 +52,11 @@ def caller_address(address: str | None) -> Iterator[None]:
         _caller_address.reset(token)
 
 
+def note_caller_address(address: str | None) -> None:
+    """``caller_address`` for the rest of this context: for a server that gives each call a context of its own."""
+    _caller_address.set(address)
+
+
 def current_caller_address() -> str | None:
     """The address of the caller whose request is being served here, if a middleware has noted it."""
     return _caller_address.get()
@@ -171,7 +176,7 @@ def checked_sources(field: str, sources: KeySource | Iterable[KeySource] | None)
     for source in found:
         if not callable(source) or isinstance(source, type):
             raise ConfigError(
-                f"{field}: {source!r} is not a key source (Header('x-user'), Cookie('session'), a function of a request)"
+                f"{field}: {source!r} is not a key source: Header('x-user'), Cookie('session'), a function of a request"
             )
     return found
 

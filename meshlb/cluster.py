@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from random import Random
@@ -19,9 +20,13 @@ from meshlb.unavailable import why_unavailable
 
 if TYPE_CHECKING:
     from meshlb.affinity import KeySource
+    from meshlb.balancing.orca import LoadReport
     from meshlb.config import ServiceConfig
+    from meshlb.node import Node
 
 __all__ = ["Background", "Cluster", "ClusterListener"]
+
+logger = logging.getLogger("meshlb.cluster")
 
 
 class Cluster(EndpointSet):
@@ -50,6 +55,8 @@ class Cluster(EndpointSet):
         """Whether the policy looks at a call's key, so that looking for one is worth it."""
         self.hashes_callers: bool = getattr(self.policy, "hashes_callers", False)
         self.key_sources: tuple[KeySource, ...] = config.hash_on  # type: ignore[assignment]  # ServiceConfig made it one
+        self.wants_reports: bool = getattr(self.policy, "wants_reports", False)
+        """Whether the policy goes by what endpoints report of their load, so that looking for it is worth it."""
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
@@ -87,6 +94,15 @@ class Cluster(EndpointSet):
                 refused.add(node)
             if view is self._view:
                 return None
+
+    def observe_report(self, node: Node, report: LoadReport | None) -> None:
+        """Hand on what an endpoint reported of its load with a response; None if that made no sense."""
+        observe = getattr(self._view.picker, "observe_report", None)  # not that of a view without endpoints
+        if observe is not None and report is not None:
+            try:
+                observe(node, report)
+            except Exception:  # a policy of the program's own; the call whose response it was is well
+                logger.exception("%s: policy %r failed on a load report", self.query, self.policy.name)
 
     def count_retry(self) -> None:
         """Note an attempt beyond the first of its call."""

@@ -57,9 +57,6 @@ _lock = threading.Lock()
 _current: ControlLoop | None = None
 _fork_listeners: weakref.WeakSet[ForkListener] = weakref.WeakSet()
 _forking = threading.local()
-_inherited: list[object] = []
-"""The parent's loops, in a forked child. Kept: finalising a loop that looks running would warn, and it owns nothing
-that is worth getting back."""
 
 
 def acquire() -> ControlLoop:
@@ -144,13 +141,22 @@ def _after_fork_in_child() -> None:
     global _current, _lock
     _lock = threading.Lock()
     if _current is not None:
-        _inherited.append((_current, _current.disown()))
+        _keep_for_ever((_current, _current.disown()))
     _current = None
     for listener in tuple(_fork_listeners):
         try:
             listener.after_fork_in_child()
         except Exception:  # or the others would keep their parent's locks
             logger.exception("%r: could not be taken over from the parent process", listener)
+
+
+def _keep_for_ever(inherited: object) -> None:
+    """Let the parent's loop and tasks, as the child has them, never be finalised, not even when the interpreter ends:
+    a coroutine would run its ``finally`` blocks and close what is the parent's, a loop that looks running would warn.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 def weakly(function: Callable[..., object], *subjects: object) -> Callable[[], None]:
@@ -166,8 +172,9 @@ def weakly(function: Callable[..., object], *subjects: object) -> Callable[[], N
 
 
 def _at_exit() -> None:
+    global _current
     with _lock:
-        loop = _current
+        loop, _current = _current, None
     if loop is not None:
         loop.stop()
         loop.join(CLOSE_TIMEOUT)

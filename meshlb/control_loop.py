@@ -55,11 +55,13 @@ class ControlTask:
         except BaseException:
             self.done.set()
             raise
+        self._loop.tasks.add(self)
         self.task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s ended with an error", task.get_name(), exc_info=error)
+        self._loop.tasks.discard(self)
         self.done.set()
 
 
@@ -107,6 +109,8 @@ class ControlLoop:
         self._loop: asyncio.AbstractEventLoop | None = asyncio.SelectorEventLoop()
         self.users = 0
         """Who has acquired it and not released it; counted in ``control``."""
+        self.tasks: set[ControlTask] = set()
+        """What is running now."""
         self._stopping = False
         self.ended = Signal()
         """Set when nothing runs on the loop any more."""

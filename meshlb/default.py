@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import Final
 
 from meshlb.mesh import Mesh
@@ -25,7 +24,7 @@ def default_mesh() -> Mesh:
     global _mesh
     with _lock:
         if _mesh is None or _mesh.closed:
-            _mesh = Mesh.from_file(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else Mesh()
+            _mesh = Mesh.from_file(CONFIG_FILE) if os.path.isfile(CONFIG_FILE) else Mesh()
         return _mesh
 
 

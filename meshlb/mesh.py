@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,8 @@ from meshlb.telemetry import Telemetry
 from meshlb.waiting import Signal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 _LAST_BREATH: Final = 0.1

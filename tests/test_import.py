@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 
-# grpc and httpx belong to the adapters, consul and asyncio to the control loop, the SDK to the program.
-NOT_AT_IMPORT = ["grpc", "httpx", "httpx2", "httpcore", "consul", "requests", "asyncio", "opentelemetry.sdk", "rich"]
+# grpc and httpx belong to the adapters, consul and asyncio to the control loop, tenacity to the first retry,
+# OpenTelemetry to the first service, the SDK to the program, xxhash to one policy.
+NOT_AT_IMPORT = [
+    *("grpc", "httpx", "httpx2", "httpcore", "consul", "requests", "asyncio", "anyio", "trio", "tenacity", "xxhash"),
+    *("opentelemetry", "rich", "ssl", "socket", "concurrent.futures", "tomllib", "ctypes"),
+]
 
 
 def test_import_loads_no_adapter_no_event_loop_and_no_sdk():

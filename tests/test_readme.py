@@ -140,7 +140,7 @@ def test_make_demo_is_the_demo():
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert re.search(r"errors seen by callers +0\n", ended.stdout), ended.stdout

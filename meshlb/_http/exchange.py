@@ -14,6 +14,7 @@ from meshlb._http.classify import outcome_of_response
 from meshlb._http.options import EXTENSION, CallOptions, KeyRequest
 from meshlb._http.rewriting import phase_timeouts
 from meshlb.affinity import call_context
+from meshlb.balancing.orca import FORMAT_HEADER, report_in
 from meshlb.call import Call, Safety
 from meshlb.errors import MeshError
 from meshlb.model import ABANDONED, NO_CONTEXT, OK, Outcome, OutcomeKind, Sent
@@ -123,6 +124,8 @@ class Exchange:
                 stream=request.stream if self._body is None else self._body,
                 extensions=extensions,
             )
+            if route.cluster.wants_reports:
+                self.attempt.headers.setdefault(FORMAT_HEADER, "TEXT")
             self._inner = inner
             self._lease = lease
             self._status = self._version = None
@@ -172,7 +175,11 @@ class Exchange:
             self._status = str(status)
             self._version = response.extensions.get("http_version")
         lease.answered(healthy=outcome.kind is OutcomeKind.OK)
-        return self._decide(outcome, None) if outcome.retryable else None
+        pause = self._decide(outcome, None) if outcome.retryable else None
+        cluster = self._route.cluster
+        if cluster.wants_reports:  # after the above: a policy must know that the one who reports has just failed
+            cluster.observe_report(lease.node, report_in(response.headers))
+        return pause
 
     def accept(self, response: Any, stream_class: Callable[[Any, Exchange], Any]) -> Any:
         """The response, made ready for the caller: its body ends the attempt when it is closed."""

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from meshlb.balancing.base import Candidate, Picker, Policy, PolicyEnvironment
-from meshlb.balancing.client_weighted_round_robin import ClientWeightedRoundRobin
-from meshlb.balancing.consistent_hash import ConsistentHash
 from meshlb.balancing.ewma import PeakEwma
-from meshlb.balancing.ip_hash import IPHash
-from meshlb.balancing.least_connections import LeastConnections
-from meshlb.balancing.least_response_time import LeastResponseTime
-from meshlb.balancing.prequal import Prequal
-from meshlb.balancing.random_choice import Random
 from meshlb.balancing.registry import PolicyFactory, policy_names, register_policy, resolve_policy
-from meshlb.balancing.round_robin import RoundRobin
-from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
+
+if TYPE_CHECKING:
+    from meshlb.balancing.client_weighted_round_robin import ClientWeightedRoundRobin
+    from meshlb.balancing.consistent_hash import ConsistentHash
+    from meshlb.balancing.ip_hash import IPHash
+    from meshlb.balancing.least_connections import LeastConnections
+    from meshlb.balancing.least_response_time import LeastResponseTime
+    from meshlb.balancing.prequal import Prequal
+    from meshlb.balancing.random_choice import Random
+    from meshlb.balancing.round_robin import RoundRobin
+    from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
+
+_POLICIES = {
+    "ClientWeightedRoundRobin": "meshlb.balancing.client_weighted_round_robin",
+    "ConsistentHash": "meshlb.balancing.consistent_hash",
+    "IPHash": "meshlb.balancing.ip_hash",
+    "LeastConnections": "meshlb.balancing.least_connections",
+    "LeastResponseTime": "meshlb.balancing.least_response_time",
+    "Prequal": "meshlb.balancing.prequal",
+    "Random": "meshlb.balancing.random_choice",
+    "RoundRobin": "meshlb.balancing.round_robin",
+    "WeightedRoundRobin": "meshlb.balancing.weighted_round_robin",
+}
 
 __all__ = [
     # the protocols
@@ -39,3 +56,14 @@ __all__ = [
     # parts
     "PeakEwma",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A program uses one or two of them.
+    if name not in _POLICIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_POLICIES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -68,7 +68,15 @@ class PolicyEnvironment:
 
 
 class Policy(Protocol):
-    """The options of an algorithm, and how to make a picker from them. Implementations are frozen dataclasses."""
+    """The options of an algorithm, and how to make a picker from them. Implementations are frozen dataclasses.
+
+    What costs a call something is done for those policies only that ask for it, by class attributes (missing: False):
+
+    * ``uses_key``: the picker goes by ``call.key``, so one is looked for (``ServiceConfig.hash_on``).
+    * ``hashes_callers``: if there is none, the address of the caller whose request is being served will do.
+    * ``wants_reports``: the picker has a method ``observe_report(candidate, report)``, which gets every ``LoadReport``
+      that comes with a response (``meshlb.balancing.orca``). Called from any thread; must not block.
+    """
 
     name: ClassVar[str]
 

@@ -36,6 +36,7 @@ class ClientWeightedRoundRobin:
     """
 
     name: ClassVar[str] = "client_weighted_round_robin"
+    wants_reports: ClassVar[bool] = True
 
     blackout_period: float = 10.0
     expiration_period: float = 180.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final
@@ -77,6 +77,30 @@ def parse_header(value: str) -> LoadReport | None:
             return parse_binary(b64decode(body.strip(), validate=True))
     except (ValueError, RecursionError):
         return None
+    return None
+
+
+def report_in(headers: Mapping[str, str]) -> LoadReport | None:
+    """The report among the headers of an HTTP response; None without a well-formed one.
+
+    As Envoy does, it also takes the binary header, in base64.
+    """
+    value = headers.get(TEXT_HEADER)
+    if value is None:
+        binary = headers.get(BINARY_HEADER)
+        return None if binary is None else parse_header(f"BIN {binary}")
+    return parse_header(value)
+
+
+def report_among(trailers: Iterable[tuple[str, str | bytes]] | None) -> LoadReport | None:
+    """The report among the trailing metadata of a gRPC call; None without a well-formed one.
+
+    Not that of ``endpoint-load-metrics-bin``: gRPC's core knows that key, and shows it to policies of its own alone.
+    So our servers send the text header too.
+    """
+    for name, value in trailers or ():
+        if name == TEXT_HEADER and isinstance(value, str):
+            return parse_header(value)
     return None
 
 

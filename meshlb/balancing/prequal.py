@@ -43,6 +43,7 @@ class Prequal:
     """
 
     name: ClassVar[str] = "prequal"
+    wants_reports: ClassVar[bool] = True
 
     pool_size: int = 16
     max_age: float = 1.0

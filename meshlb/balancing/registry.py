@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
+from importlib import import_module
 from typing import Final
 
 from meshlb.balancing.base import Policy
-from meshlb.balancing.client_weighted_round_robin import ClientWeightedRoundRobin
-from meshlb.balancing.consistent_hash import ConsistentHash
-from meshlb.balancing.ip_hash import IPHash
-from meshlb.balancing.least_connections import LeastConnections
-from meshlb.balancing.least_response_time import LeastResponseTime
-from meshlb.balancing.prequal import Prequal
-from meshlb.balancing.random_choice import Random
-from meshlb.balancing.round_robin import RoundRobin
-from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
 from meshlb.errors import ConfigError
 
 PolicyFactory = Callable[[], Policy]
 """Makes a policy with its default options. A frozen dataclass whose fields all have defaults is one."""
 
-_BUILT_IN: Final[dict[str, PolicyFactory]] = {
-    factory.name: factory
-    for factory in (
-        RoundRobin,
-        WeightedRoundRobin,
-        ClientWeightedRoundRobin,
-        Random,
-        LeastConnections,
-        LeastResponseTime,
-        Prequal,
-        ConsistentHash,
-        IPHash,
-    )
+_BUILT_IN: Final = {
+    "round_robin": "round_robin:RoundRobin",
+    "weighted_round_robin": "weighted_round_robin:WeightedRoundRobin",
+    "client_weighted_round_robin": "client_weighted_round_robin:ClientWeightedRoundRobin",
+    "random": "random_choice:Random",
+    "least_connections": "least_connections:LeastConnections",
+    "least_response_time": "least_response_time:LeastResponseTime",
+    "prequal": "prequal:Prequal",
+    "consistent_hash": "consistent_hash:ConsistentHash",
+    "ip_hash": "ip_hash:IPHash",
 }
+"""Module and class. Imported when they are used: all of them together would cost more than the rest of meshlb."""
 _registered: dict[str, PolicyFactory] = {}
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
@@ -66,9 +55,11 @@ def resolve_policy(policy: str | Policy) -> Policy:
     """
     if not isinstance(policy, str):
         return _checked(policy, f"policy {policy!r}")
-    factory = _BUILT_IN.get(policy) or _registered.get(policy)
+    factory = _built_in(policy) or _registered.get(policy)
     if factory is None:
         known = policy_names()
+        from difflib import get_close_matches  # costs milliseconds that only this message needs
+
         close = get_close_matches(policy, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"policy {policy!r} is unknown{hint} Known: {', '.join(known)}")
@@ -79,6 +70,15 @@ def resolve_policy(policy: str | Policy) -> Policy:
     except Exception as error:
         raise ConfigError(f"policy {policy!r}: its factory failed: {error!r}") from error
     return _checked(made, f"policy {policy!r}: what its factory returned, {made!r},")
+
+
+def _built_in(name: str) -> PolicyFactory | None:
+    path = _BUILT_IN.get(name)
+    if path is None:
+        return None
+    module, _, attribute = path.partition(":")
+    factory: PolicyFactory = getattr(import_module(f"meshlb.balancing.{module}"), attribute)
+    return factory
 
 
 def policy_names() -> list[str]:

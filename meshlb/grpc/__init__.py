@@ -17,5 +17,6 @@ For ``grpc.aio`` see ``meshlb.grpc.aio``.
 from __future__ import annotations
 
 from meshlb.grpc._channel import insecure_channel, secure_channel
+from meshlb.grpc._interceptor import MeshInterceptor
 
-__all__ = ["insecure_channel", "secure_channel"]
+__all__ = ["MeshInterceptor", "insecure_channel", "secure_channel"]

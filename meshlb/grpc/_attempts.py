@@ -12,11 +12,12 @@ from meshlb.call import Call, Safety
 from meshlb.grpc._errors import DeadlineExceeded
 from meshlb.grpc._idempotency import is_idempotent
 from meshlb.grpc._status import ATTEMPT_METADATA, classify, classify_local
-from meshlb.model import NO_CONTEXT, Outcome, OutcomeKind, Sent
+from meshlb.model import Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
 
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
+    from meshlb.model import CallContext
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
 
@@ -33,16 +34,18 @@ calls wait for a server that is just starting; then as often as a sub-channel co
 class Attempts:
     """The course of one call: how long it has, which attempts it has made, whether there is another one.
 
-    ``started``: the clock's reading when the call began. ``timeout``: seconds for the whole call, or None.
+    ``context``: what a policy looks at. ``started``: the clock's reading when the call began. ``timeout``: seconds for
+    the whole call, or None.
     ``patient``: wait_for_ready, that is, go on for as long as the call cannot reach anybody.
     """
 
-    __slots__ = ("_call", "_rounds", "cluster", "deadline", "limited", "method", "patient", "per_try")
+    __slots__ = ("_call", "_rounds", "cluster", "context", "deadline", "limited", "method", "patient", "per_try")
 
     def __init__(
         self,
         cluster: Cluster,
         method: str,
+        context: CallContext,
         *,
         started: float,
         timeout: float | None,
@@ -51,6 +54,7 @@ class Attempts:
     ) -> None:
         self.cluster = cluster
         self.method = method
+        self.context = context
         self.deadline = None if timeout is None else started + timeout
         self.patient = patient
         self.per_try = per_try
@@ -84,7 +88,7 @@ class Attempts:
         """Close the lease with what came of it; seconds until the next attempt, or None if the call is over."""
         if self._call is None:
             timeout = None if self.deadline is None else self.deadline - lease.started
-            self._call = Call(self.cluster, NO_CONTEXT, lease.started, timeout)
+            self._call = Call(self.cluster, self.context, lease.started, timeout)
         safety = self.safety(replayable=replayable)
         if outcome.reason == "DEADLINE_EXCEEDED" and not self.limited:
             # It had all the time that the call had left. Two clocks differ by a little: do not make a last attempt
@@ -102,7 +106,7 @@ class Attempts:
     def repick(self, lease: Lease) -> Lease | None:
         """Another lease in place of one whose sub-channel was closed before the call could start on it."""
         lease.close(NOT_STARTED)
-        return self.cluster.try_again(NO_CONTEXT)
+        return self.cluster.try_again(self.context)
 
     def again(self) -> Lease | None:
         """Begin the next attempt. None: nobody is left; ``another_round`` tells a patient call how long to wait."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from meshlb.balancing.orca import report_among
 from meshlb.errors import MeshError
 from meshlb.grpc._attempts import Attempts, attempt_metadata, outcome_of
 from meshlb.grpc._errors import ChannelClosed, LocalRpcError, as_rpc_error
@@ -16,6 +17,7 @@ from meshlb.node import NOT_STARTED
 
 if TYPE_CHECKING:
     from meshlb.grpc._channel import MeshChannel
+    from meshlb.model import CallContext
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
 
@@ -34,12 +36,13 @@ class BlockingMethod(Method):
         lease: Lease | None = None,
         trace: AttemptTrace | None = None,
         error: BaseException | None = None,
+        context: CallContext | None = None,
     ) -> Any:
         """Make the call, or go on with it where the fast path has left it: with a lease whose attempt has not begun
-        (``trace`` is its trace), or with the ``error`` that ended it."""
+        (``trace`` is its trace), or with the ``error`` that ended it; ``context`` is what it was picked by."""
         channel = self._channel
         started = self._cluster.clock() if lease is None else lease.started
-        attempts = self.attempts(invocation.timeout, patient=invocation.patient, started=started)
+        attempts = self.attempts(invocation, started=started, context=context)
         if error is None and attempts.out_of_time():
             if lease is not None:
                 lease.close(NOT_STARTED)
@@ -63,6 +66,9 @@ class BlockingMethod(Method):
                         lease.close()
                         if trace is not None:
                             trace.finish("OK", latency=lease.latency)
+                        if self._wants_reports:
+                            self._observe_report(lease, response[1])
+                            return response if with_call else response[0]
                         return response
                 lease = self._next_lease(lease, trace, error, invocation, attempts)
                 trace = error = None
@@ -81,7 +87,7 @@ class BlockingMethod(Method):
     ) -> Any:
         sub = self._sub_channel(lease.node)
         native = self.native(sub) if invocation.source is None else self.payload_native(sub)
-        call = native.with_call if with_call else native
+        call = native.with_call if with_call or self._wants_reports else native  # which gives the trailers too
         metadata = attempt_metadata(invocation.metadata, attempts.made - 1, trace)
         timeout = attempts.next_timeout()
         return call(invocation.body(), timeout, metadata, invocation.credentials, None, invocation.compression)
@@ -105,6 +111,8 @@ class BlockingMethod(Method):
             return again
         channel.note(lease.node, outcome)
         pause = attempts.after(lease, outcome, error, replayable=invocation.replayable)
+        if self._wants_reports:
+            self._observe_report(lease, error)
         if trace is not None:
             trace.finish(status_of(error), outcome, lease.latency)
         if isinstance(error, MeshError):
@@ -125,6 +133,11 @@ class BlockingMethod(Method):
             raise error
         finally:
             del error  # or it would hold this frame, which holds it
+
+    def _observe_report(self, lease: Lease, call: Any) -> None:
+        """Take in what the endpoint said of its load at the end of an attempt."""
+        if isinstance(call, grpc.Call):
+            self._cluster.observe_report(lease.node, report_among(call.trailing_metadata()))
 
 
 def status_of(error: BaseException) -> str | None:
@@ -156,7 +169,7 @@ def wait_for_lease(channel: MeshChannel, attempts: Attempts) -> Lease:
     cluster = channel.cluster
     if channel.closed:
         raise ValueError(CLOSED)
-    lease = cluster.try_start()
+    lease = cluster.try_start(attempts.context)
     if lease is not None:
         return lease
     if cluster.age is not None and not attempts.patient:
@@ -164,7 +177,12 @@ def wait_for_lease(channel: MeshChannel, attempts: Attempts) -> Lease:
     wait = _Wait()
     with channel.waiting(wait):
         request = LeaseRequest(
-            channel.mesh, cluster, timeout=attempts.remaining(), patient=attempts.patient, callback=wait.found
+            channel.mesh,
+            cluster,
+            attempts.context,
+            timeout=attempts.remaining(),
+            patient=attempts.patient,
+            callback=wait.found,
         )
         try:
             wait.over.wait()

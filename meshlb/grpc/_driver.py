@@ -6,190 +6,56 @@ is started from the control loop; no thread of the caller is needed for it.
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import logging
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from meshlb.errors import MeshError
-from meshlb.grpc._attempts import attempt_metadata, outcome_of
-from meshlb.grpc._errors import CallCancelled, ChannelClosed, DeadlineExceeded, LocalRpcError, as_rpc_error
+from meshlb.balancing.orca import report_among
+from meshlb.grpc._errors import CallCancelled, ChannelClosed, DeadlineExceeded, as_rpc_error
+from meshlb.grpc._starting import CANCELLED_HERE, Starting
 from meshlb.grpc._status import TIMED_OUT, classify
-from meshlb.grpc._waiting import LeaseRequest, Pause
+from meshlb.grpc._waiting import Pause
 from meshlb.model import CANCELLED, OK
-from meshlb.node import NOT_STARTED
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from meshlb.grpc._method import Invocation, Method
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
 
 logger = logging.getLogger("meshlb.grpc")
 
-_CLOSED: Final = "Cannot invoke RPC: Channel closed!"
-"""What gRPC's own futures and streams say."""
 
-_CANCELLED: Final = "Locally cancelled by application!"
-"""gRPC's own words."""
-
-
-class Driver:
+class Driver(Starting):
     """The attempts of one call, and its end.
 
     At any time it has an attempt under way (``_inner``, gRPC's own call object), or waits for the next one, or has
-    ended: ``final`` is what the caller's object then stands for, gRPC's own object or an error of ours. Every attempt
-    is settled once, by whoever notices its end first: gRPC's callback, or a thread that reads the stream.
+    ended (``final``). Every attempt is settled once, by whoever notices its end first: gRPC's callback, or a thread
+    that reads the stream.
     """
 
-    __slots__ = ("__weakref__", "_attempts", "_callbacks", "_cancelling", "_channel", "_committed", "_context",
-                 "_ended_natively", "_inner", "_invocation", "_last", "_lease", "_method", "_parent", "_settling",
-                 "_stream_deadline", "_timer", "_trace", "_verb", "_waiting", "changed", "final",
-                 "single_threaded")  # fmt: skip
+    __slots__ = ("__weakref__", "_committed", "_ended_natively", "_inner", "_last", "_lease", "_settling", "_timer",
+                 "_trace", "single_threaded")  # fmt: skip
 
     def __init__(self, method: Method, invocation: Invocation, *, verb: str) -> None:
         """Start the call. ``verb``: the native multi-callable's method, ``future`` or ``__call__``.
 
         Raises what gRPC raises for arguments that are no good, and ValueError if the channel is closed.
         """
-        channel = method.channel
-        cluster = channel.cluster
-        started = cluster.clock()
-        self._method = method
-        self._channel = channel
-        self._invocation = invocation
-        self._verb = verb
-        self._attempts = method.attempts(invocation.timeout, patient=invocation.patient, started=started)
-        # The configured timeouts are about when the response starts; a stream may then go on for as long as the
-        # caller himself has given it.
-        self._stream_deadline = None if invocation.timeout is None else started + invocation.timeout
-        self._context = contextvars.copy_context()  # retries are made on another thread
-        self._parent: Context | None = None
-        self._callbacks: list[Callable[[], object]] = []
+        super().__init__(method, invocation, verb)
         self._inner: Any = None
         self._lease: Lease | None = None
         self._trace: AttemptTrace | None = None
         self._timer: Pause | None = None
-        self._waiting: LeaseRequest | Pause | None = None
         self._last: Any = None
-        self._cancelling = False
         self._committed = False
         self._ended_natively = False
         self._settling = False
-        self.changed = threading.Condition()
-        self.final: Any = None
-        self.single_threaded = channel.single_threaded and method.kind == "unary_stream"
+        self.single_threaded = method.channel.single_threaded and method.kind == "unary_stream"
         self._begin()
 
     # -- attempts ----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        channel, attempts = self._channel, self._attempts
-        cluster = channel.cluster
-        if channel.closed:
-            raise ValueError(_CLOSED)
-        if attempts.out_of_time():
-            self._finish(attempts.too_late())
-            return
-        lease = cluster.try_start()
-        if lease is not None:
-            self._start(lease, raising=True)
-        elif cluster.age is not None and not attempts.patient:
-            self._finish(as_rpc_error(cluster.unavailable()))
-        else:
-            channel.add_waiter(self)
-            self._waiting = LeaseRequest(
-                channel.mesh,
-                cluster,
-                timeout=attempts.remaining(),
-                patient=attempts.patient,
-                callback=self._lease_found,
-            )
-
-    def _lease_found(self, lease: Lease | None, error: LocalRpcError | None) -> None:
-        self._waiting = None
-        if lease is None:
-            self._finish(error)
-        else:
-            self._context.run(self._start_guarded, lease)
-
-    def _start_guarded(self, lease: Lease) -> None:
-        """On the control loop, where nobody would see an exception."""
-        try:
-            self._start(lease, raising=False)
-        except Exception as error:
-            logger.exception("%s: an attempt could not be started", self._method.name)
-            self._finish(as_rpc_error(error))
-
-    def _start(self, lease: Lease, *, raising: bool) -> None:
-        """Start an attempt. ``raising``: on the caller's thread, who gets what gRPC raises."""
-        while True:
-            if self._cancelling or self.final is not None:
-                lease.close(NOT_STARTED)
-                self._finish(CallCancelled(_CANCELLED))
-                return
-            resend = self._attempts.made - 1
-            trace = self._channel.mesh.telemetry.rpc_attempt(
-                self._channel.cluster, lease, method=self._method.name, resend=resend, parent=self._parent
-            )
-            if trace is not None:
-                self._parent = trace.parent
-            try:
-                inner, limit = self._invoke(lease, resend, trace)
-            except BaseException as error:
-                failure = error
-            else:
-                self._started(inner, lease, trace, limit)
-                return
-            outcome = outcome_of(failure, channel_closed=False)
-            if trace is not None:
-                trace.finish(None, outcome)
-            if outcome is NOT_STARTED and not self._channel.closed:
-                again = self._attempts.repick(lease)
-                if again is not None:
-                    lease = again
-                    continue
-                failure = as_rpc_error(self._channel.cluster.unavailable())
-            lease.close(outcome)
-            if isinstance(failure, MeshError):
-                failure = as_rpc_error(failure)
-            elif self._channel.closed and not isinstance(failure, grpc.RpcError):
-                failure = ValueError(_CLOSED)
-            try:
-                if raising:
-                    self._invocation.end()
-                    raise failure
-                self._finish(as_rpc_error(failure))
-            finally:
-                del failure  # or it would hold this frame, which holds it
-            return
-
-    def _invoke(self, lease: Lease, resend: int, trace: AttemptTrace | None) -> tuple[Any, float | None]:
-        """Make the native call; with the seconds that its response may take, if gRPC does not see to that itself."""
-        invocation = self._invocation
-        timeout = limit = self._attempts.next_timeout()
-        if self._method.streams:
-            now = self._channel.cluster.clock()
-            timeout = None if self._stream_deadline is None else self._stream_deadline - now
-            if limit is not None and timeout is not None and limit >= timeout:
-                limit = None
-        else:
-            limit = None
-        native = self._method.payload_native(self._channel.sub_channel(lease.node))
-        inner = getattr(native, self._verb)(
-            invocation.body(),
-            timeout,
-            attempt_metadata(invocation.metadata, resend, trace),
-            invocation.credentials,
-            None,
-            invocation.compression,
-        )
-        return inner, limit
 
     def _started(self, inner: Any, lease: Lease, trace: AttemptTrace | None, limit: float | None) -> None:
         with self.changed:
@@ -249,12 +115,15 @@ class Driver:
             self._channel.note(lease.node, outcome)
             replayable = not self._committed and self._invocation.replayable
             pause = self._attempts.after(lease, outcome, inner, replayable=replayable)
+        cluster = self._channel.cluster
+        if cluster.wants_reports:
+            cluster.observe_report(lease.node, report_among(inner.trailing_metadata()))
         if trace is not None:
             trace.finish(code.name, outcome, lease.latency)
         if pause is not None:
             self._pause(pause, inner)
         elif self._cancelling and code is not grpc.StatusCode.OK and not inner.cancelled():
-            self._finish(CallCancelled(_CANCELLED))
+            self._finish(CallCancelled(CANCELLED_HERE))
         else:
             if code is not grpc.StatusCode.OK:
                 self._attempts.explain(inner, lease)
@@ -308,7 +177,7 @@ class Driver:
             self.changed.notify_all()
         self._channel.add_waiter(self)
         if cancelling:
-            self._finish(CallCancelled(_CANCELLED))
+            self._finish(CallCancelled(CANCELLED_HERE))
         elif self._channel.closed:
             self.channel_closed()
         elif not waiting.start():
@@ -344,38 +213,13 @@ class Driver:
         with self.changed:
             if self.final is not None:
                 return
-            self.final = final
             waiting, self._waiting = self._waiting, None
-            # Otherwise gRPC's callback is under way or still to come, and runs them.
-            deliver = bool(self._callbacks) and (final is not self._inner or self._ended_natively)
-            self.changed.notify_all()
+            # Otherwise gRPC's callback is under way or still to come, and runs ours.
+            self._end(final, deliver=final is not self._inner or self._ended_natively)
         self._channel.remove_waiter(self)
         self._invocation.end()
         if waiting is not None:
             waiting.cancel()
-        if deliver:
-            # On a thread of their own: a callback may block, which the control loop must not, and may take a lock
-            # that the thread which brought about the end is holding.
-            threading.Thread(target=self._run_callbacks, name="meshlb-grpc-callbacks", daemon=True).start()
-
-    def _run_callbacks(self) -> None:
-        with self.changed:
-            if self.final is None:
-                return
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                logger.exception("%s: a callback of the call failed", self._method.name)
-
-    def add_callback(self, callback: Callable[[], object]) -> bool:
-        """Have ``callback`` called at the end of the call; False if it has ended."""
-        with self.changed:
-            if self.final is not None:
-                return False
-            self._callbacks.append(callback)
-            return True
 
     def cancel(self) -> bool:
         """End the call now. False if it has ended."""
@@ -385,7 +229,7 @@ class Driver:
             self._cancelling = True
             inner = self._inner
         if inner is None:
-            self._finish(CallCancelled(_CANCELLED))
+            self._finish(CallCancelled(CANCELLED_HERE))
         else:
             inner.cancel()
             self.settle(inner)
@@ -416,13 +260,6 @@ class Driver:
         with self.changed:
             self.changed.wait_for(lambda: self.final is not None or self._inner is not None)
             return self._inner if self.final is None else self.final
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """What the call has ended with; None if it has not within ``timeout`` seconds."""
-        if self.final is None:
-            with self.changed:
-                self.changed.wait_for(lambda: self.final is not None, timeout)
-        return self.final
 
     def answered(self, inner: Any) -> bool:
         """Part of this attempt's response is about to reach the caller, so there will be no other attempt. False if

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from meshlb.grpc._attempts import Attempts
+from meshlb.grpc._keys import context_of
 from meshlb.grpc._requests import RequestSource, payload_serializer
+from meshlb.model import NO_CONTEXT
 
 if TYPE_CHECKING:
     from meshlb.grpc._channel import MeshChannel
     from meshlb.grpc._subchannel import SubChannel
+    from meshlb.model import CallContext
 
 _making: Final = threading.Lock()
 """Held while a native multi-callable is made: registering a method on a channel is not thread-safe in gRPC."""
@@ -89,6 +92,8 @@ class Method:
         config = channel.cluster.config
         self._limit = config.timeout
         self._per_try = None if config.retry is None else config.retry.per_try_timeout
+        self._hashes = channel.cluster.hashes
+        self._wants_reports = channel.cluster.wants_reports
 
     @property
     def channel(self) -> MeshChannel:
@@ -120,10 +125,22 @@ class Method:
                 natives[sub] = native
             return native
 
-    def attempts(self, timeout: float | None, *, patient: bool, started: float) -> Attempts:
-        """The course of a new call: the caller's timeout, with the service's configured one as the upper bound."""
+    def attempts(self, invocation: Invocation, *, started: float, context: CallContext | None = None) -> Attempts:
+        """The course of a new call: the caller's timeout, with the service's configured one as the upper bound.
+
+        ``context``: None if it is still to be found out, from the surroundings of this very call.
+        """
+        if context is None:
+            context = context_of(self._cluster, self._method, invocation.metadata) if self._hashes else NO_CONTEXT
+        timeout = invocation.timeout
         if self._limit is not None and (timeout is None or timeout > self._limit):
             timeout = self._limit
         return Attempts(
-            self._cluster, self._method, started=started, timeout=timeout, patient=patient, per_try=self._per_try
+            self._cluster,
+            self._method,
+            context,
+            started=started,
+            timeout=timeout,
+            patient=invocation.patient,
+            per_try=self._per_try,
         )

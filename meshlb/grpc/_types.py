@@ -12,9 +12,17 @@ if TYPE_CHECKING:
     UnaryStreamMultiCallable = grpc.UnaryStreamMultiCallable[Any, Any]
     StreamUnaryMultiCallable = grpc.StreamUnaryMultiCallable[Any, Any]
     StreamStreamMultiCallable = grpc.StreamStreamMultiCallable[Any, Any]
+    UnaryUnaryClientInterceptor = grpc.UnaryUnaryClientInterceptor[Any, Any]
+    UnaryStreamClientInterceptor = grpc.UnaryStreamClientInterceptor[Any, Any]
+    StreamUnaryClientInterceptor = grpc.StreamUnaryClientInterceptor[Any, Any]
+    StreamStreamClientInterceptor = grpc.StreamStreamClientInterceptor[Any, Any]
 else:
     Future = grpc.Future
     UnaryUnaryMultiCallable = grpc.UnaryUnaryMultiCallable
     UnaryStreamMultiCallable = grpc.UnaryStreamMultiCallable
     StreamUnaryMultiCallable = grpc.StreamUnaryMultiCallable
     StreamStreamMultiCallable = grpc.StreamStreamMultiCallable
+    UnaryUnaryClientInterceptor = grpc.UnaryUnaryClientInterceptor
+    UnaryStreamClientInterceptor = grpc.UnaryStreamClientInterceptor
+    StreamUnaryClientInterceptor = grpc.StreamUnaryClientInterceptor
+    StreamStreamClientInterceptor = grpc.StreamStreamClientInterceptor

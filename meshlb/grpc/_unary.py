@@ -10,9 +10,11 @@ import grpc
 from meshlb.grpc._blocking import BlockingMethod
 from meshlb.grpc._driver import Driver
 from meshlb.grpc._future import FutureCall
+from meshlb.grpc._keys import context_of
 from meshlb.grpc._method import Invocation
 from meshlb.grpc._requests import Payload, RequestSource
 from meshlb.grpc._types import StreamUnaryMultiCallable, UnaryUnaryMultiCallable
+from meshlb.model import NO_CONTEXT
 
 
 class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
@@ -23,8 +25,8 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._try_start = self._cluster.try_start
-        # Without such limits the caller's timeout is the attempt's.
-        self._unlimited = self._limit is None and self._per_try is None
+        # Without limits of ours the caller's timeout is the attempt's, and without reports the response is all.
+        self._is_plain = self._limit is None and self._per_try is None and not self._wants_reports
 
     def __call__(
         self,
@@ -36,9 +38,13 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         compression: Any = None,
     ) -> Any:
         # The fast path, by hand: everything added to a bare call stands here (and in try_start and close).
-        lease = trace = error = None
-        if self._unlimited and not wait_for_ready and (timeout is None or timeout > 0):
-            lease = self._try_start()
+        lease = trace = error = context = None
+        if self._hashes:
+            if metadata is not None and type(metadata) is not tuple:
+                metadata = tuple(metadata)  # it may be any iterable, and is read more than once
+            context = context_of(self._cluster, self._method, metadata)
+        if self._is_plain and not wait_for_ready and (timeout is None or timeout > 0):
+            lease = self._try_start(context or NO_CONTEXT)
             if lease is not None:
                 trace = self._rpc_attempt(self._cluster, lease, method=self._method)
                 if trace is None and (metadata is None or type(metadata) is tuple):
@@ -55,7 +61,7 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
                         return response
         try:
             invocation = Invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
-            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error)
+            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error, context=context)
         finally:
             error = None  # or it would hold this frame, which holds it
 
@@ -81,9 +87,7 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        invocation = Invocation(
-            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
-        )
+        invocation = Invocation(Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression)
         return FutureCall(Driver(self, invocation, verb="future"))
 
 

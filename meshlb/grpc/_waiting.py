@@ -13,6 +13,7 @@ from meshlb.node import NOT_STARTED
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
     from meshlb.mesh import Mesh
+    from meshlb.model import CallContext
     from meshlb.node import Lease
 
 LeaseCallback = Callable[["Lease | None", "LocalRpcError | None"], object]
@@ -21,13 +22,21 @@ LeaseCallback = Callable[["Lease | None", "LocalRpcError | None"], object]
 class LeaseRequest:
     """Calls back once, with a lease or with the error that says why there is none, unless it is cancelled first."""
 
-    __slots__ = ("_callback", "_cancelled", "_cluster", "_mesh", "_patient", "_task", "_timeout")
+    __slots__ = ("_callback", "_cancelled", "_cluster", "_context", "_mesh", "_patient", "_task", "_timeout")
 
     def __init__(
-        self, mesh: Mesh, cluster: Cluster, *, timeout: float | None, patient: bool, callback: LeaseCallback
+        self,
+        mesh: Mesh,
+        cluster: Cluster,
+        context: CallContext,
+        *,
+        timeout: float | None,
+        patient: bool,
+        callback: LeaseCallback,
     ) -> None:
         self._mesh = mesh
         self._cluster = cluster
+        self._context = context
         self._timeout = timeout
         self._patient = patient
         self._callback = callback
@@ -54,7 +63,7 @@ class LeaseRequest:
         lease: Lease | None = None
         error: LocalRpcError | None = None
         try:
-            lease = await self._cluster.start_async(timeout=self._timeout, patient=self._patient)
+            lease = await self._cluster.start_async(self._context, timeout=self._timeout, patient=self._patient)
         except MeshError as failure:
             passed = self._timeout is not None and self._cluster.clock() - began >= self._timeout
             error = as_rpc_error(DeadlineExceeded(f"deadline exceeded: {failure}") if passed else failure)

@@ -38,7 +38,7 @@ def meshlb(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
     return run([*MESHLB, *arguments], env)
 
 
-def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 60.0) -> Ended:
+def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 100.0) -> Ended:
     """Run a program to its end."""
     process = subprocess.Popen(
         command,
@@ -59,7 +59,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout: f
 
 
 def meshlb_in_terminal(
-    *arguments: str, when: str = "", then: Callable[[int], object] = lambda pid: None, timeout: float = 60.0
+    *arguments: str, when: str = "", then: Callable[[int], object] = lambda pid: None, timeout: float = 100.0
 ) -> Ended:
     """Run it in a pseudo-terminal of 120 columns; as soon as `when` is on the screen, call `then(pid)`."""
     pid, terminal = pty.fork()
@@ -112,7 +112,7 @@ def session_members(session: int) -> dict[int, str]:
 
 def nothing_left(session: int) -> None:
     """All processes of the session end by themselves, soon."""
-    eventually(lambda: not session_members(session), message=lambda: f"left running: {session_members(session)}")
+    eventually(lambda: not session_members(session), 30, message=lambda: f"left running: {session_members(session)}")
 
 
 def started(*arguments: str, env: Mapping[str, str] | None = None) -> ManagedProcess:

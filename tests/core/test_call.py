@@ -19,9 +19,7 @@ ANSWERED = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, retryable=True, reason="5
 FATAL = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, reason="500")
 
 
-def begin(
-    endpoints: int = 3, timeout: float | None = None, **settings: Any
-) -> tuple[LocalMesh, Cluster, Lease, Call]:
+def begin(endpoints: int = 3, timeout: float | None = None, **settings: Any) -> tuple[LocalMesh, Cluster, Lease, Call]:
     mesh, cluster = make_cluster(endpoints, **settings)
     lease = cluster.start()
     return mesh, cluster, lease, Call(cluster, NO_CONTEXT, lease.started, timeout)
@@ -36,7 +34,7 @@ def again(call: Call) -> Lease:
 @pytest.mark.parametrize("outcome", [FAILURE, ANSWERED, REFUSED, OVERLOAD, FATAL, IGNORED])
 @pytest.mark.parametrize("safety", Safety)
 def test_only_what_is_safe_is_sent_again(outcome: Outcome, safety: Safety) -> None:
-    mesh, cluster, lease, call = begin()
+    mesh, _cluster, lease, call = begin()
     pause = call.after(lease, outcome, safety)
     safe = safety is Safety.IDEMPOTENT or (safety is Safety.UNSENT_ONLY and outcome.sent is Sent.NOT_SENT)
     assert (pause is not None) == (safe and outcome.retryable)
@@ -57,7 +55,7 @@ def test_each_attempt_goes_to_an_endpoint_that_was_not_tried() -> None:
 
 
 def test_when_all_were_tried_it_waits_and_tries_any() -> None:
-    mesh, cluster, lease, call = begin(1, retry=Retry(max_attempts=3, wait=tenacity.wait_fixed(0.7)))
+    mesh, _cluster, lease, call = begin(1, retry=Retry(max_attempts=3, wait=tenacity.wait_fixed(0.7)))
     assert call.after(lease, FAILURE, Safety.IDEMPOTENT) == 0.7
     assert call.after(again(call), FAILURE, Safety.IDEMPOTENT) == 0.7
     assert call.after(again(call), FAILURE, Safety.IDEMPOTENT) is None
@@ -102,7 +100,7 @@ def test_transparent_retries_end_although_an_untried_endpoint_keeps_refusing() -
 
 
 def test_overload_goes_elsewhere_and_waits_for_a_hint_that_binds() -> None:
-    mesh, cluster, lease, call = begin()
+    mesh, _cluster, lease, call = begin()
     local = Outcome(OutcomeKind.OVERLOAD, retryable=True, retry_after=2.0)
     assert call.after(lease, local, Safety.IDEMPOTENT) == 0.0
     binding = Outcome(OutcomeKind.OVERLOAD, retryable=True, retry_after=2.0, hint_binds=True)
@@ -111,17 +109,18 @@ def test_overload_goes_elsewhere_and_waits_for_a_hint_that_binds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hint", "pause"), [(0.0, 0.0), (30.0, 30.0), (30.1, None), (1e9, None), (math.inf, None), (-1.0, None), (math.nan, None)]
+    ("hint", "pause"),
+    [(0.0, 0.0), (30.0, 30.0), (30.1, None), (1e9, None), (math.inf, None), (-1.0, None), (math.nan, None)],
 )
 def test_hints(hint: float, pause: float | None) -> None:
-    mesh, cluster, lease, call = begin()
+    mesh, _cluster, lease, call = begin()
     outcome = Outcome(OutcomeKind.OVERLOAD, retryable=True, retry_after=hint, hint_binds=True)
     assert call.after(lease, outcome, Safety.IDEMPOTENT) == pause
     mesh.close()
 
 
 def test_a_hint_of_the_only_endpoint_is_waited_for() -> None:
-    mesh, cluster, lease, call = begin(1)
+    mesh, _cluster, lease, call = begin(1)
     outcome = Outcome(OutcomeKind.FAILURE, retryable=True, retry_after=3.0)
     assert call.after(lease, outcome, Safety.IDEMPOTENT) == 3.0
     mesh.close()
@@ -129,7 +128,7 @@ def test_a_hint_of_the_only_endpoint_is_waited_for() -> None:
 
 @pytest.mark.parametrize(("timeout", "retried"), [(None, True), (1.6, True), (1.5, False), (1.0, False), (0.5, False)])
 def test_no_sleeping_into_the_deadline(timeout: float | None, retried: bool) -> None:
-    mesh, cluster, lease, call = begin(1, timeout, retry=Retry(wait=tenacity.wait_fixed(0.5)))
+    mesh, _cluster, lease, call = begin(1, timeout, retry=Retry(wait=tenacity.wait_fixed(0.5)))
     mesh.clock.advance(1.0)
     assert (call.after(lease, FAILURE, Safety.IDEMPOTENT) is not None) == retried
     remaining = call.remaining()
@@ -138,7 +137,7 @@ def test_no_sleeping_into_the_deadline(timeout: float | None, retried: bool) -> 
 
 
 def test_no_transparent_retry_after_the_deadline() -> None:
-    mesh, cluster, lease, call = begin(3, 1.0)
+    mesh, _cluster, lease, call = begin(3, 1.0)
     mesh.clock.advance(1.0)
     assert call.after(lease, REFUSED, Safety.IDEMPOTENT) is None
     mesh.close()
@@ -146,14 +145,14 @@ def test_no_transparent_retry_after_the_deadline() -> None:
 
 def test_stop_strategies_see_the_pause_that_comes() -> None:
     retry = Retry(max_attempts=9, wait=tenacity.wait_fixed(10), stop=tenacity.stop_before_delay(5))
-    mesh, cluster, lease, call = begin(2, retry=retry)
+    mesh, _cluster, lease, call = begin(2, retry=retry)
     assert call.after(lease, FAILURE, Safety.IDEMPOTENT) == 0.0  # elsewhere, at once: well before 5 s
     assert call.after(again(call), FAILURE, Safety.IDEMPOTENT) is None  # 10 s would be beyond
     mesh.close()
 
 
 def test_stop_strategies_see_the_time_since_the_calls_start() -> None:
-    mesh, cluster, lease, call = begin(5, retry=Retry(max_attempts=9, stop=tenacity.stop_after_delay(2)))
+    mesh, _cluster, lease, call = begin(5, retry=Retry(max_attempts=9, stop=tenacity.stop_after_delay(2)))
     mesh.clock.advance(1.9)
     assert call.after(lease, FAILURE, Safety.IDEMPOTENT) == 0.0
     mesh.clock.advance(0.2)
@@ -165,7 +164,7 @@ def test_a_broken_strategy_ends_the_call_with_the_error_it_has(caplog: pytest.Lo
     def broken(state: Any) -> float:
         raise KeyError("mine")
 
-    mesh, cluster, lease, call = begin(1, retry=Retry(wait=broken))
+    mesh, _cluster, lease, call = begin(1, retry=Retry(wait=broken))
     with caplog.at_level(logging.ERROR):
         assert call.after(lease, FAILURE, Safety.IDEMPOTENT) is None
     assert "mine" in caplog.text
@@ -210,7 +209,7 @@ def test_a_retry_that_finds_nobody_is_paid_back() -> None:
 
 
 def test_no_retries_at_all() -> None:
-    mesh, cluster, lease, call = begin(3, retry=None)
+    mesh, _cluster, lease, call = begin(3, retry=None)
     assert call.after(lease, REFUSED, Safety.IDEMPOTENT) is None
     assert lease.closed
     mesh.close()
@@ -257,7 +256,7 @@ def test_every_call_ends(endpoints: int, max_attempts: int, outcomes: list[Outco
 
 
 def test_an_endpoint_that_joins_late_is_tried_too() -> None:
-    mesh, cluster, lease, call = begin(1)
+    mesh, _cluster, lease, call = begin(1)
     mesh.update("orders", [endpoint(0), endpoint(1)])
     assert call.after(lease, FAILURE, Safety.IDEMPOTENT) == 0.0
     assert again(call).endpoint == endpoint(1)

@@ -539,9 +539,7 @@ def test_age_and_snapshot() -> None:
 
 def test_retries_are_counted_by_many_threads() -> None:
     cluster = bare()
-    threads = [
-        threading.Thread(target=lambda: [cluster.count_retry() for _ in range(2000)] and None) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [cluster.count_retry() for _ in range(2000)] and None) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.mesh, self.cluster = make_cluster(
-            3, breaker=Breaker(consecutive_failures=2, open_time=2, jitter=0), drain_timeout=20
+            3, breaker=Breaker(consecutive_failures=1, open_time=2, jitter=0), drain_timeout=20
         )
         self.leases: list[Lease] = []
         self.removed = Removed()
@@ -237,11 +237,23 @@ class Life(RuleBasedStateMachine):
     def update(self, members: list[tuple[int, Status, float]]) -> None:
         self.cluster.update([endpoint(number, status=status, weight=weight) for number, status, weight in members])
 
-    @rule()
-    def start(self) -> None:
-        lease = self.cluster.try_start()
-        if lease is not None:
-            self.leases.append(lease)
+    @rule(count=st.integers(1, 4))
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            lease = self.cluster.try_start()
+            if lease is not None:
+                self.leases.append(lease)
+
+    @rule(data=st.data(), outcomes=st.lists(st.sampled_from([OK, FAILURE]), min_size=1, max_size=3))
+    def probe(self, data: st.DataObject, outcomes: list[Any]) -> None:
+        """One endpoint again and again, each time after its time out."""
+        nodes = self.cluster.nodes
+        node = nodes[data.draw(st.integers(0, len(nodes) - 1))] if nodes else None
+        for outcome in outcomes:
+            if node is not None and (lease := node.begin()) is not None:
+                lease.close(outcome)
+                self.sums_add_up()
+            self.mesh.clock.advance(40)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), outcome=st.sampled_from([OK, FAILURE, FAILURE, FAILURE, OVERLOAD, IGNORED]))
@@ -294,13 +306,15 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=150, stateful_step_count=40)
+TestLife.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_ten_thousand_endpoints_that_keep_changing_leave_nothing_behind() -> None:
     mesh, cluster = make_cluster(0)
     for start in range(0, 20_000, 5_000):
-        mesh.update("orders", [endpoint(0)] + [Endpoint("10.0.0.1", 1 + i, id=f"p{i}") for i in range(start, start + 10_000)])
+        mesh.update(
+            "orders", [endpoint(0)] + [Endpoint("10.0.0.1", 1 + i, id=f"p{i}") for i in range(start, start + 10_000)]
+        )
         mesh.clock.advance(1)
     assert len(cluster.nodes) == 10_001
     assert cluster._members.draining == ()

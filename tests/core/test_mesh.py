@@ -65,7 +65,9 @@ def test_one_cluster_a_query_however_it_is_written() -> None:
         assert mesh.cluster("orders", datacenter="dc2") is mesh.find("orders.service.dc2.consul")
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "::1", "[::1]", "localhost", "example.com", "orders.example.com", "", "."])
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "::1", "[::1]", "localhost", "example.com", "orders.example.com", "", "."]
+)
 def test_hosts_that_are_no_service(host: str) -> None:
     with Mesh(static()) as mesh:
         assert mesh.find(host) is None
@@ -104,7 +106,14 @@ def test_settings_are_found_however_the_service_is_written() -> None:
     mine = {
         name: ServiceConfig(connect_timeout=number)
         for number, name in enumerate(
-            ("Orders", "stock.service.consul", "v2.stock.service.consul", "Stock.service.dc2.consul", "api.example.com"), 1
+            (
+                "Orders",
+                "stock.service.consul",
+                "v2.stock.service.consul",
+                "Stock.service.dc2.consul",
+                "api.example.com",
+            ),
+            1,
         )
     }
     with Mesh(static("orders", "stock"), services=mine) as mesh:
@@ -177,9 +186,7 @@ def test_a_filter_that_static_discovery_cannot_read_fails_at_once() -> None:
         mesh.cluster("orders").start()
 
 
-def test_a_watch_that_fails_is_started_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_watch_that_fails_is_started_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from meshlb import watch
 
     monkeypatch.setattr(watch, "_RESTART_PAUSE", 0.01)

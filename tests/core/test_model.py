@@ -15,7 +15,9 @@ BEYOND_WORDS = 10**5000  # its repr() raises
 
 
 def case(*values: Any) -> Any:
-    return pytest.param(*values, id="-".join(str(value)[:20] if value is not BEYOND_WORDS else "5001 digits" for value in values))
+    return pytest.param(
+        *values, id="-".join(str(value)[:20] if value is not BEYOND_WORDS else "5001 digits" for value in values)
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,9 +39,9 @@ def test_addresses(address: str, host: str, port: int, shown: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "", "host", ":80", "host:", "host:0", "host:65536", "host:-1", "host:8x", "host:٨٠", "host:80:90", "::1:80", "[]:80",
-        "[::1:80", "[host:1]:80", "http://host:80", "user@host:80", "a b:80", "host:" + "9" * 5000, "a\x00b:80", None, 80,
-        b"host:80", ("host", 80),
+        "", "host", ":80", "host:", "host:0", "host:65536", "host:-1", "host:8x", "host:٨٠", "host:80:90", "::1:80",
+        "[]:80", "[::1:80", "[host:1]:80", "http://host:80", "user@host:80", "a b:80", "host:" + "9" * 5000,
+        "a\x00b:80", None, 80, b"host:80", ("host", 80),
     ],
     ids=lambda address: repr(address)[:30],
 )  # fmt: skip
@@ -53,13 +55,13 @@ def test_bad_addresses(address: Any) -> None:
     [
         case("host", ""), case("host", b"host"), case("host", None), case("host", "a:b"), case("host", "[]"),
         case("host", "a/b"), case("host", "a?b"), case("host", "a#b"), case("host", "a\\b"), case("host", "a\n"),
-        case("port", 0), case("port", 65536), case("port", "80"), case("port", True), case("port", 80.0), case("port", HUGE),
-        case("weight", 0), case("weight", -1), case("weight", math.nan), case("weight", math.inf), case("weight", 1e300),
-        case("weight", 5e-324), case("weight", "3"), case("weight", True), case("weight", HUGE), case("weight", None),
-        case("weight", BEYOND_WORDS),
-        case("zone", b"a"), case("id", 3), case("node", None), case("datacenter", b"dc1"), case("status_reason", None),
-        case("tags", "v2"), case("tags", b"v2"), case("tags", 5), case("tags", (b"v2",)), case("tags", [None]),
-        case("meta", ["a"]), case("meta", None),
+        case("port", 0), case("port", 65536), case("port", "80"), case("port", True), case("port", 80.0),
+        case("port", HUGE), case("weight", 0), case("weight", -1), case("weight", math.nan),
+        case("weight", math.inf), case("weight", 1e300), case("weight", 5e-324), case("weight", "3"),
+        case("weight", True), case("weight", HUGE), case("weight", None), case("weight", BEYOND_WORDS),
+        case("zone", b"a"), case("id", 3), case("node", None), case("datacenter", b"dc1"),
+        case("status_reason", None), case("tags", "v2"), case("tags", b"v2"), case("tags", 5),
+        case("tags", (b"v2",)), case("tags", [None]), case("meta", ["a"]), case("meta", None),
         case("status", "fine"), case("status", None), case("status", 0),
     ],
 )  # fmt: skip
@@ -77,9 +79,10 @@ def test_words_for_a_status_are_read() -> None:
 
 def test_identity_leaves_out_what_may_change_in_place() -> None:
     endpoint = Endpoint("h", 1, id="i", node="n", datacenter="d")
-    assert endpoint.identity == Endpoint(
-        "h", 1, 5.0, "z", "i", "n", "d", ("t",), {"m": "1"}, Status.CRITICAL, "why"
-    ).identity
+    assert (
+        endpoint.identity
+        == Endpoint("h", 1, 5.0, "z", "i", "n", "d", ("t",), {"m": "1"}, Status.CRITICAL, "why").identity
+    )
     for other in (Endpoint("h", 2, id="i"), Endpoint("x", 1, id="i"), Endpoint("h", 1, id="j"), Endpoint("h", 1)):
         assert other.identity != endpoint.identity
 
@@ -93,15 +96,15 @@ def test_is_ip(host: str, expected: bool) -> None:
     ("field", "value"),
     [
         case("policy", "no_such_policy"), case("policy", b"random"), case("policy", None), case("policy", 3),
-        case("policy", RoundRobin),
-        case("retry", 3), case("retry", False), case("retry", Retry), case("breaker", 5), case("breaker", True),
-        case("timeout", 0), case("timeout", -1), case("timeout", math.nan), case("timeout", math.inf), case("timeout", "5"),
-        case("timeout", HUGE), case("timeout", BEYOND_WORDS),
+        case("policy", RoundRobin), case("retry", 3), case("retry", False), case("retry", Retry), case("breaker", 5),
+        case("breaker", True), case("timeout", 0), case("timeout", -1), case("timeout", math.nan),
+        case("timeout", math.inf), case("timeout", "5"), case("timeout", HUGE), case("timeout", BEYOND_WORDS),
         case("connect_timeout", None), case("connect_timeout", 0), case("connect_timeout", 5e-324),
-        case("discovery_timeout", -5), case("discovery_timeout", b"5"), case("drain_timeout", -0.1), case("drain_timeout", 1e300),
-        case("idle_timeout", 0), case("idle_timeout", 1e-9), case("panic_threshold", 1.01), case("panic_threshold", -0.1),
-        case("panic_threshold", math.nan), case("max_ejection_percent", 101), case("max_ejection_percent", -1),
-        case("filter", ""), case("filter", "  "), case("filter", b"x"), case("filter", 1),
+        case("discovery_timeout", -5), case("discovery_timeout", b"5"), case("drain_timeout", -0.1),
+        case("drain_timeout", 1e300), case("idle_timeout", 0), case("idle_timeout", 1e-9),
+        case("panic_threshold", 1.01), case("panic_threshold", -0.1), case("panic_threshold", math.nan),
+        case("max_ejection_percent", 101), case("max_ejection_percent", -1), case("filter", ""),
+        case("filter", "  "), case("filter", b"x"), case("filter", 1),
     ],
 )  # fmt: skip
 def test_bad_service_settings(field: str, value: Any) -> None:

@@ -33,7 +33,8 @@ def test_consul_names(name: str, expected: tuple[str, str | None, str | None] | 
 
 
 @pytest.mark.parametrize(
-    "name", ["web.node.consul", "orders.consul", ".service.consul", "a..service.consul", "service.consul", "x.query.consul"]
+    "name",
+    ["web.node.consul", "orders.consul", ".service.consul", "a..service.consul", "service.consul", "x.query.consul"],
 )
 def test_names_under_the_domain_that_are_no_services(name: str) -> None:
     with pytest.raises(ConfigError, match="is not a service"):

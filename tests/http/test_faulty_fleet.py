@@ -21,7 +21,7 @@ _CALLERS = 4
 @pytest.mark.parametrize(("package", "kind"), [("httpx", "sync"), ("httpx", "asyncio"), ("httpx2", "trio")])
 def test_callers_of_idempotent_requests_see_no_error(driver: Driver):
     with http_backends(5) as fleet:
-        retry = Retry(per_try_timeout=0.3)
+        retry = Retry(per_try_timeout=0.5)
         with (
             mesh_of(*fleet, policy="least_response_time", retry=retry) as mesh,
             driver.client(driver.transport(mesh), timeout=30) as client,

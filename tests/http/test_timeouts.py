@@ -15,7 +15,7 @@ from tests.support.backends import Backend
 
 def test_per_try_timeout_lets_a_call_escape_from_a_hung_endpoint(driver: Driver, backends: list[Backend]):
     backends[0].behave(hang=True)
-    with mesh_of(*backends, retry=patient(per_try_timeout=0.2)) as mesh:
+    with mesh_of(*backends, retry=patient(per_try_timeout=0.5)) as mesh:
         with driver.client(driver.transport(mesh), timeout=30) as client:
             response = client.get("http://orders/")
         assert response.headers["x-backend"] == backends[1].id
@@ -25,8 +25,8 @@ def test_per_try_timeout_lets_a_call_escape_from_a_hung_endpoint(driver: Driver,
 
 def test_per_try_timeout_ends_with_the_start_of_the_response(driver: Driver, backends: list[Backend]):
     """A body may take its time: for it, the caller's own read timeout counts."""
-    backends[0].behave(chunks=2, interval=0.8)
-    with mesh_of(*backends, retry=patient(per_try_timeout=0.4)) as mesh:
+    backends[0].behave(chunks=2, interval=1.5)
+    with mesh_of(*backends, retry=patient(per_try_timeout=1.0)) as mesh:
         with driver.client(driver.transport(mesh), timeout=30) as client:
             response = client.get("http://orders/")
             assert (response.json()["backend"], response.extensions["meshlb"]["attempts"]) == (backends[0].id, 1)

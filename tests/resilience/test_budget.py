@@ -27,7 +27,8 @@ def test_finagle_a_share_of_the_calls_may_be_retried(ratio: float, retries: int)
 
 
 @pytest.mark.parametrize(
-    ("ttl", "min_per_second", "ratio", "retries"), [(1, 10, 0, 10), (2, 5, 0, 10), (1, 10, 0.1, 1010), (2, 5, 0.5, 5010)]
+    ("ttl", "min_per_second", "ratio", "retries"),
+    [(1, 10, 0, 10), (2, 5, 0, 10), (1, 10, 0.1, 1010), (2, 5, 0.5, 5010)],
 )
 def test_finagle_the_reserve_comes_on_top(ttl: float, min_per_second: float, ratio: float, retries: int) -> None:
     clock = FakeClock()

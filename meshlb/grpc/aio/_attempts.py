@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from meshlb.balancing.orca import report_among
 from meshlb.call import Call, Safety
 from meshlb.grpc import _status
+from meshlb.grpc._keys import context_of
 from meshlb.grpc.aio._completion import Completion
 from meshlb.grpc.aio._ended import CANCELLED, Ended, closed_under_call, ended_with, out_of_time
 from meshlb.grpc.aio._errors import as_aio_error
@@ -57,6 +59,8 @@ class Attempts(Completion):
     """The current attempt's timeout is per_try_timeout, shorter than what the call has left."""
     _fallback: Any = None
     """What the call ends with if no further attempt can be made: the failed attempt, or an Ended."""
+    _context = NO_CONTEXT
+    """What a policy looks at."""
     _deadline: float | None = None
     _retry: Call | None = None
     _attempts = 0
@@ -88,6 +92,7 @@ class Attempts(Completion):
         cluster = method.cluster
         limit = cluster.config.timeout
         if limit is not None and (timeout is None or timeout > limit):
+            self._limit(timeout)
             timeout = limit
         if timeout is not None:
             self._deadline = cluster.clock() + timeout
@@ -95,7 +100,9 @@ class Attempts(Completion):
                 self._end_out_of_time()
                 return
         here.active[id(self)] = self._ref = weakref.ref(self)
-        lease = cluster.try_start(NO_CONTEXT)
+        if cluster.hashes:
+            self._context = context_of(cluster, method.path, self._metadata)
+        lease = cluster.try_start(self._context)
         if lease is None:
             self._pending = here.loop.create_task(self._acquire())
             return
@@ -105,6 +112,9 @@ class Attempts(Completion):
             self._done = True
             del here.active[id(self)]
             raise
+
+    def _limit(self, timeout: float | None) -> None:
+        """The service's configured timeout holds instead of the caller's."""
 
     # -- attempts ----------------------------------------------------------------------------------------------
 
@@ -156,7 +166,7 @@ class Attempts(Completion):
                     raise
                 # The sub-channel was closed between the pick and the call.
                 self._here.forget(lease.node)
-                again = method.cluster.try_again(NO_CONTEXT)
+                again = method.cluster.try_again(self._context)
                 if again is None:
                     raise as_aio_error(method.cluster.unavailable()) from error
                 lease = again
@@ -170,9 +180,11 @@ class Attempts(Completion):
             return
 
     def _attempt_timeout(self) -> float | None:
-        remaining = self.time_remaining()
+        remaining = self._remaining()
         per_try = self._per_try()
-        self._cut_short = per_try is not None and (remaining is None or per_try < remaining)
+        if per_try is None:
+            return remaining
+        self._cut_short = remaining is None or per_try < remaining
         return per_try if self._cut_short else remaining
 
     def _attempt_metadata(self, trace: AttemptTrace | None) -> tuple[tuple[str, Any], ...]:
@@ -189,14 +201,27 @@ class Attempts(Completion):
         if native is not self._native or self._done:
             return  # an attempt that was given up before it ended
         try:
-            code = immediate(native.code())
+            try:
+                code = immediate(native.code())
+            except Exception as error:  # out of an interceptor of the user's that runs per attempt: await raises it
+                self._go_on(_status.classify_local(error), native, None, error)
+                return
+            node, report = self._lease.node, None
+            if self._method.cluster.wants_reports:
+                report = report_among(immediate(native.trailing_metadata()))
             if code is grpc.StatusCode.OK:
                 self._settle(OK, code)
                 self._finish()
             else:
                 self._attempt_failed(native, code)
-        except Exception as error:  # out of an interceptor of the user's that runs per attempt: await raises it
-            self._go_on(_status.classify_local(error), native, None, error)
+            if report is not None:  # after the above: a policy must know that the one who reports has just failed
+                self._method.cluster.observe_report(node, report)
+        except Exception:  # a retry strategy or a policy of the user's
+            logger.exception("%s: what follows on an attempt could not be decided", self._method.path)
+            if not self._done and self._pending is None and self._native in (native, None):
+                self._native = native
+                self._settle(NOT_STARTED, None)
+                self._finish()
 
     def _answered(self, *, late: bool) -> None:
         """The response has begun to reach the caller. ``late``: it may have been there before he looked, so nothing
@@ -231,7 +256,7 @@ class Attempts(Completion):
         if retry is None:
             started = self._lease.started
             left = None if self._deadline is None else self._deadline - started
-            retry = self._retry = Call(self._method.cluster, NO_CONTEXT, started, left)
+            retry = self._retry = Call(self._method.cluster, self._context, started, left)
         if self._committed or (outcome is _status.TIMED_OUT and not self._cut_short):
             safety = Safety.NEVER  # where the time of the whole call is up, a timer's inaccuracy must not retry it
         else:
@@ -292,13 +317,13 @@ class Attempts(Completion):
         cluster = self._method.cluster
         try:
             lease = await cluster.start_async(
-                NO_CONTEXT, timeout=self.time_remaining(), patient=bool(self._wait_for_ready)
+                self._context, timeout=self._remaining(), patient=bool(self._wait_for_ready)
             )
         except asyncio.CancelledError:
             self._end(CANCELLED)
             raise
         except Exception as error:
-            remaining = self.time_remaining()
+            remaining = self._remaining()
             if remaining is not None and remaining <= 0:
                 self._end_out_of_time(error)
             else:
@@ -314,7 +339,7 @@ class Attempts(Completion):
         """Let some time pass before the next try to find a connection (wait_for_ready)."""
         pause = min(_LONGEST_READY_PAUSE, _READY_PAUSE * 2**self._ready_rounds)
         self._ready_rounds += 1
-        remaining = self.time_remaining()
+        remaining = self._remaining()
         if remaining is not None and remaining <= pause:
             self._pending = self._here.loop.call_later(remaining, self._end_out_of_time)
         else:
@@ -324,7 +349,7 @@ class Attempts(Completion):
         self._pending = None
         if self._done:
             return
-        lease = self._method.cluster.try_again(NO_CONTEXT)
+        lease = self._method.cluster.try_again(self._context)
         if lease is None:
             self._pending = self._here.loop.create_task(self._acquire())
         else:
@@ -333,8 +358,8 @@ class Attempts(Completion):
     def _end_out_of_time(self, cause: BaseException | None = None) -> None:
         self._end(out_of_time(str(self._method.cluster.query), cause))
 
-    def time_remaining(self) -> float | None:
-        """Seconds until the deadline of the whole call, not negative; None without one."""
+    def _remaining(self) -> float | None:
+        """Seconds that attempts may still take, not negative; None without a limit."""
         if self._deadline is None:
             return None
         remaining = self._deadline - self._method.cluster.clock()

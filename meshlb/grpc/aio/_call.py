@@ -38,6 +38,10 @@ class MeshCall(Attempts):
             return self._ended.code is grpc.StatusCode.CANCELLED
         return bool(self._native.cancelled())
 
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline of the whole call, not negative; None without one."""
+        return self._remaining()
+
     async def initial_metadata(self) -> grpc.aio.Metadata:
         """The metadata at the head of the response. Once it was seen, no other endpoint can take over."""
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -105,6 +106,12 @@ class MeshChannel(grpc.aio.Channel):
             front = here.front = NativeChannel(front_channel(self._interceptors))
         return front
 
+    def leave(self, here: LoopChannels) -> None:
+        """Forget what was held in a loop that ends."""
+        with self._lock:
+            if self._loops.get(here.loop) is here:
+                del self._loops[here.loop]
+
     def method_key(self, method: tuple[Any, ...]) -> object:
         """The one object that stands for a method with these serializers on this channel."""
         if len(self._keys) >= _MOST_METHODS:
@@ -121,6 +128,7 @@ class MeshChannel(grpc.aio.Channel):
             dead = [other for other in self._loops if other.is_closed()]
             gone = [self._loops.pop(other) for other in dead]
             here = self._loops[loop] = LoopChannels(loop, self.cluster, self._connect)
+        here.end_with_loop(partial(_leave, weakref.ref(self), weakref.ref(here)))
         for channels in gone:
             channels.discard()
         return here
@@ -257,6 +265,14 @@ class MeshChannel(grpc.aio.Channel):
 
     def __repr__(self) -> str:
         return f"<MeshChannel {self.cluster.query}{' closed' if self._closed else ''}>"
+
+
+def _leave(channel_ref: weakref.ref[MeshChannel], here_ref: weakref.ref[LoopChannels]) -> None:
+    channel, here = channel_ref(), here_ref()
+    if here is not None:
+        if channel is not None:
+            channel.leave(here)
+        here.end()
 
 
 def _connect(

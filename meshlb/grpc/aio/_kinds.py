@@ -36,9 +36,7 @@ class UnaryUnaryCall(UnaryRequest, UnaryResponse, UnaryUnaryCallABC):
 class UnaryStreamCall(UnaryRequest, StreamResponse, UnaryStreamCallABC):
     """One request, a stream of responses."""
 
-    def _attempt(self, lease: Any) -> None:
-        super()._attempt(lease)
-        self._limit_attempt()
+    _complete = True
 
 
 class StreamUnaryCall(StreamRequest, UnaryResponse, StreamUnaryCallABC):

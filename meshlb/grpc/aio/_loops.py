@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from meshlb.grpc.aio._loop_guard import LoopGuard
 from meshlb.grpc.aio._native import immediate
 from meshlb.node import Node
 from meshlb.resources import EndpointResources
@@ -78,7 +79,7 @@ class SubChannel(NativeChannel):
 class LoopChannels:
     """The sub-channels and active calls of one channel in one loop."""
 
-    __slots__ = ("__weakref__", "_make", "_resources", "active", "front", "kept", "loop", "subchannels")
+    __slots__ = ("__weakref__", "_guard", "_make", "_resources", "active", "front", "kept", "loop", "subchannels")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cluster: Cluster, make: Callable[[Node], Any]) -> None:
         self.loop = loop
@@ -92,8 +93,18 @@ class LoopChannels:
         """The native channel that runs the user's interceptors; made by the first call that needs one."""
         self.subchannels: set[SubChannel] = set()
         self._make = make
+        self._guard: LoopGuard | None = None
         # Kept after fork: finalising a native channel of the parent in the child may hang.
         self._resources = EndpointResources(cluster, self._open, self._end, keep_after_fork=True)
+
+    def end_with_loop(self, end: Callable[[], None]) -> None:
+        """Have ``end`` called before the loop is closed, for a channel that outlives its loops.
+
+        Otherwise the connections would stay until the channel is used in another loop, and grpc.aio would keep its
+        poller thread, which the child of a fork does not have.
+        """
+        if running_loop() is self.loop:
+            self._guard = LoopGuard(end)
 
     def get(self, node: Node) -> SubChannel:
         """The sub-channel to an endpoint; a lease on it must be held. RuntimeError after ``close``."""
@@ -137,8 +148,16 @@ class LoopChannels:
         calls = [call for ref in list(self.active.values()) if (call := ref()) is not None]
         if grace and calls:
             await asyncio.wait([self.loop.create_task(call.ended()) for call in calls], timeout=grace)
-        for call in calls:
-            call.cancel()
+        self.end()
+
+    def end(self) -> None:
+        """Cancel the calls, and close everything. Runs in its own loop."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.release()
+        for ref in list(self.active.values()):
+            if (call := ref()) is not None:
+                call.cancel()
         if self.front is not None:
             self.front.close()
         self.discard()

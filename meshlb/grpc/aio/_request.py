@@ -55,6 +55,7 @@ class StreamRequest(TimedAttempt):
             self._consumer = self._here.loop.create_task(self._consume(self._request))
 
     def _open(self, multicallable: Any, timeout: float | None, metadata: Any) -> Any:
+        self._complete = False
         return multicallable(
             None,
             timeout=timeout,
@@ -122,9 +123,9 @@ class StreamRequest(TimedAttempt):
         native = self._native
         if native is None or self._replay is not None:
             return  # the replay ends with it
-        await self._complete(native)
+        await self._finish_request(native)
 
-    async def _complete(self, native: Any) -> None:
+    async def _finish_request(self, native: Any) -> None:
         try:
             await native.done_writing()
         except asyncio.CancelledError:
@@ -132,6 +133,7 @@ class StreamRequest(TimedAttempt):
                 raise
         else:
             if self._native is native:
+                self._complete = True
                 self._limit_attempt()
 
     # -- a further attempt -------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class StreamRequest(TimedAttempt):
                 self._delivered = index
                 self._sent()
             if self._done_writing_flag:
-                await self._complete(native)
+                await self._finish_request(native)
         except (*_OVER, asyncio.CancelledError):
             pass  # this attempt has ended too, and its done-callback has decided what follows
         finally:

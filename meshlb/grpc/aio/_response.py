@@ -63,8 +63,29 @@ class StreamResponse(TimedAttempt):
 
     _style: Style | None = None
     _iterator: weakref.ref[AsyncGenerator[Any, None]] | None = None
+    _is_limited = False
+    """The service's configured timeout ends before the caller's."""
+    _own_deadline: float | None = None
+    """Then: the caller's."""
     _iterated = False
     """The iterator has come to its end."""
+
+    def _limit(self, timeout: float | None) -> None:
+        # The configured timeout is about when the response begins; the stream may go on for as long as the caller says.
+        self._is_limited = True
+        self._own_deadline = None if timeout is None else self._method.cluster.clock() + timeout
+
+    def _attempt_timeout(self) -> float | None:
+        return self.time_remaining()
+
+    def _response_limit(self) -> float | None:
+        return self._remaining() if self._is_limited else None
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline of the whole call, not negative; None without one."""
+        if not self._is_limited:
+            return self._remaining()
+        return None if self._own_deadline is None else max(0.0, self._own_deadline - self._method.cluster.clock())
 
     def _on_done(self) -> Callable[[Any], None]:
         return partial(_attempt_done, self._ref)

@@ -1,10 +1,10 @@
-"""``per_try_timeout`` for calls of which a part is a stream."""
+"""The configured timeouts for calls of which a part is a stream."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -13,23 +13,40 @@ from meshlb.grpc.aio._call import MeshCall
 from meshlb.grpc.aio._ended import ended_with
 from meshlb.grpc.aio._errors import DeadlineExceeded
 
+if TYPE_CHECKING:
+    from meshlb.node import Lease
+
 
 class TimedAttempt(MeshCall):
     """A call whose attempts are limited by a timer: a native deadline would end the stream, however well it goes.
 
-    The time runs from the end of the request to the first message of the response, as Envoy counts it.
+    ``per_try_timeout`` runs from the end of the request to the first message of the response, as Envoy counts it.
     """
 
+    _complete = False
+    """The request has been given to the current attempt as a whole."""
     _timer: asyncio.TimerHandle | None = None
 
     def _per_try(self) -> float | None:
         return None
 
+    def _response_limit(self) -> float | None:
+        """Seconds until the response has to have begun, if the native deadline does not see to that."""
+        return None
+
+    def _attempt(self, lease: Lease) -> None:
+        super()._attempt(lease)
+        self._limit_attempt()
+
     def _limit_attempt(self) -> None:
-        """The request is complete: give the attempt ``per_try_timeout`` from now on to start its response."""
-        limit = self._method.per_try_timeout
+        """Give the attempt from now on the time that it may have to begin its response."""
+        limit = self._response_limit()
+        per_try = self._method.per_try_timeout if self._complete else None
+        self._cut_short = per_try is not None and (limit is None or per_try < limit)
+        if self._cut_short:
+            limit = per_try
+        self._stop_timer()
         if limit is not None and not self._done and not self._committed:
-            self._stop_timer()
             self._timer = self._here.loop.call_later(limit, _time_out, self._ref, self._native)
 
     def _stop_timer(self) -> None:
@@ -40,12 +57,13 @@ class TimedAttempt(MeshCall):
     def _timed_out(self, native: Any) -> None:
         if self._done or self._committed or native is not self._native:
             return
-        error = DeadlineExceeded(
-            f"Deadline Exceeded: no response from {self._lease.endpoint.address} within per_try_timeout "
-            f"({self._method.per_try_timeout:g} s)"
+        within = (
+            f"per_try_timeout ({self._method.per_try_timeout:g} s)"
+            if self._cut_short
+            else f"the configured timeout ({self._method.cluster.config.timeout:g} s)"
         )
+        error = DeadlineExceeded(f"Deadline Exceeded: no response from {self._lease.endpoint.address} within {within}")
         self._native = None
-        self._cut_short = True
         self._go_on(_status.TIMED_OUT, ended_with(error), grpc.StatusCode.DEADLINE_EXCEEDED, error)
         native.cancel()
 

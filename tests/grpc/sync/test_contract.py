@@ -171,7 +171,7 @@ def future_cancelled(stub: Any, server: Server) -> Any:
 
 @scenario
 def future_callbacks(stub: Any, server: Server) -> Any:
-    call = stub.Say.future(Request(text="a"), timeout=5)
+    call = stub.Say.future(Request(text="a", delay_seconds=0.3), timeout=5)  # not over before the callbacks are there
     told: list[Any] = []
     ended = threading.Event()
     call.add_done_callback(lambda done: told.append((done is call, done.code(), plain(done.result()))))

@@ -56,9 +56,7 @@ def test_failures_are_never_seen_by_idempotent_calls(call: Any, serve: Serve, ch
 
 
 @every_call
-def test_a_request_that_may_have_been_processed_is_not_repeated(
-    call: Any, serve: Serve, channel_to: ChannelTo
-) -> None:
+def test_a_request_that_may_have_been_processed_is_not_repeated(call: Any, serve: Serve, channel_to: ChannelTo) -> None:
     servers = serve(2)
     for server in servers:
         server.code = Code.UNAVAILABLE
@@ -401,5 +399,3 @@ def test_exhausted_server_is_overloaded_not_broken(serve: Serve, channel_to: Cha
     node = next(node for node in channel.cluster.nodes if node.endpoint.address == servers[0].address)
     assert node.overloads > 0
     assert not node.ejected
-
-

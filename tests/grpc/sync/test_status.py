@@ -35,9 +35,7 @@ def native(address: str, credentials: Any = None, options: Any = ()) -> Iterator
     """What meshlb uses as a sub-channel."""
     target, every = f"ipv4:{address}" if address[0].isdigit() else address, (*OPTIONS, *options)
     channel = (
-        grpc.insecure_channel(target, every)
-        if credentials is None
-        else grpc.secure_channel(target, credentials, every)
+        grpc.insecure_channel(target, every) if credentials is None else grpc.secure_channel(target, credentials, every)
     )
     with channel:
         yield channel

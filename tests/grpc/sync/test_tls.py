@@ -46,9 +46,7 @@ def test_the_certificate_is_the_services(authority: trustme.CA, serve: Serve, ch
 
 
 @pytest.mark.parametrize("option", ["grpc.default_authority", "grpc.ssl_target_name_override"])
-def test_another_name_by_option(
-    option: str, authority: trustme.CA, serve: Serve, channel_to: ChannelTo
-) -> None:
+def test_another_name_by_option(option: str, authority: trustme.CA, serve: Serve, channel_to: ChannelTo) -> None:
     servers = serve(1, credentials=server_credentials(authority, "orders.internal"))
     channel = channel_to(servers, credentials=client_credentials(authority), options=[(option, "orders.internal")])
     assert stub_of(channel).Say(Request(), timeout=5).backend == "s0"
