@@ -12,6 +12,7 @@ this package imports neither grpc nor httpx.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,9 @@ __all__ = [
     "hash_key",
     "register_policy",
 ]
+
+# A program that has not configured logging hears nothing of a library, as the standard library's guide asks.
+logging.getLogger("meshlb").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

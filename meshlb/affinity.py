@@ -172,7 +172,10 @@ def checked_sources(field: str, sources: KeySource | Iterable[KeySource] | None)
     """One source or several as a tuple. Raises ConfigError naming ``field``."""
     if sources is None:
         return ()
-    found = (sources,) if callable(sources) else tuple(sources)
+    if callable(sources):
+        found: tuple[KeySource, ...] = (sources,)
+    else:
+        found = tuple(sources) if isinstance(sources, Iterable) and not isinstance(sources, str) else (sources,)
     for source in found:
         if not callable(source) or isinstance(source, type):
             raise ConfigError(

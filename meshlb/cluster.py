@@ -158,7 +158,7 @@ class Cluster(EndpointSet):
     def _patience(self, timeout: float | None, *, patient: bool) -> float | None:
         limit = None if patient else self.config.discovery_timeout
         if timeout is not None:
-            limit = timeout if limit is None else min(limit, timeout)
+            limit = timeout if limit is None else min(timeout, limit)
         return None if limit is None else self.clock() + limit
 
     def _remaining(self, deadline: float | None, *, hopeless: bool = False) -> float | None:

@@ -96,6 +96,8 @@ class EndpointSet:
         """How often a breaker has taken an endpoint out, failed probes included."""
         self._lock = threading.RLock()
         self._changed = Signal()
+        self._stale = False
+        """A rebuild of the view is under way already, and will see what has changed until then."""
         self._log = ChangeLog(logger, self.clock)
 
     def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
@@ -199,7 +201,7 @@ class EndpointSet:
         address, reason = node.endpoint.address, breaker.reason
         self._log.write(logging.WARNING, self.query, "%s is out for %.1f s: %s", address, duration, reason)
         self._probe_later(node, breaker.retry_at, duration)
-        self._rebuild()
+        self._rebuild_soon()
 
     def node_closed(self, node: Node) -> None:
         self._soon(self._back, node)
@@ -208,7 +210,7 @@ class EndpointSet:
         if self._closed:
             return
         self._log.write(logging.INFO, self.query, "%s is back", node.endpoint.address)
-        self._rebuild()
+        self._rebuild_soon()
 
     def node_drained(self, node: Node) -> None:
         self._soon(self._dismiss_drained, node)
@@ -230,7 +232,7 @@ class EndpointSet:
 
     def _probe(self, node: Node, due: float) -> None:
         if node.poll_breaker():
-            self._rebuild()
+            self._rebuild_soon()
         elif node.is_open and node.breaker is not None and node.breaker.retry_at == due:
             # The timer was early, by its clock or by ours. Without another one the endpoint would be out for ever.
             self._probe_later(node, due, max(due - self.clock(), _SHORTEST_DELAY))
@@ -250,8 +252,15 @@ class EndpointSet:
             node.poll_breaker()
         self._rebuild()
 
+    def _rebuild_soon(self) -> None:
+        # A view is built in O(n), and an outage of n endpoints opens n breakers: once for all of them, not n times.
+        if not self._stale:
+            self._stale = True
+            self._soon(self._rebuild)
+
     def _rebuild(self) -> None:
         with self._lock:
+            self._stale = False
             if not self._closed:
                 self._swap_view()
                 self._announce()

@@ -243,8 +243,6 @@ class Mesh:
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's control loop and locks; the first use in the child brings its own."""
-        if self._finalizer is not None:
-            self._finalizer.detach()
         self._start_afresh()
         if self._own_random:
             self._random.seed()  # or every child would make the parent's choices

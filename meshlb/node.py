@@ -1,4 +1,4 @@
-"""One endpoint's live state, and the lease that an attempt holds on it."""
+"""One endpoint's live state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from meshlb.balancing.ewma import PeakEwma
-from meshlb.model import ABANDONED, OK, Endpoint, Outcome, OutcomeKind, Sent, Status
+from meshlb.lease import NOT_STARTED, Lease, abandon
+from meshlb.model import Endpoint, Outcome, OutcomeKind, Status
 from meshlb.resilience.breaker import BreakerState, CircuitBreaker
 from meshlb.resilience.ejection import EjectionCap
 from meshlb.topology.eligibility import Standing
+
+__all__ = ["NOT_STARTED", "Lease", "Node", "NodeOwner", "abandon"]
 
 _NEVER: Final = float("-inf")
 
@@ -305,53 +308,3 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<Node {self.endpoint.address} {self.standing} in_flight={self.in_flight}>"
-
-
-class Lease:
-    """One attempt on one endpoint. Closed exactly once; later closings do nothing.
-
-    ``started``: clock reading at the pick. ``latency``: seconds to the start of the response, once known. A lease that
-    is dropped open is closed by the garbage collector as ABANDONED.
-    """
-
-    __slots__ = ("closed", "generation", "latency", "node", "started")
-
-    def __init__(self, node: Node, started: float) -> None:
-        self.closed = True  # until the node counts it; first, since __del__ asks
-        self.node = node
-        self.started = started
-        self.latency: float | None = None
-        self.generation = 0 if node.breaker is None else node.breaker.generation
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where the attempt goes."""
-        return self.node.endpoint
-
-    def answered(self, *, healthy: bool = True) -> None:
-        """Say that the response has started (headers, first message). What follows, however long, is not latency.
-
-        ``healthy`` False: the response is an error, whose speed says nothing good of the endpoint.
-        """
-        self.node.answered(self, healthy=healthy)
-
-    def close(self, outcome: Outcome = OK) -> bool:
-        """End the attempt with what came of it. True the first time, False afterwards."""
-        return self.node.finish(self, outcome)
-
-    def __del__(self) -> None:
-        if not self.closed:
-            # Nothing may be locked here: the collector may run inside this very node's critical section.
-            self.node._owner.lease_abandoned(self)
-
-    def __repr__(self) -> str:
-        return f"<Lease {self.node.endpoint.address} {'closed' if self.closed else 'open'}>"
-
-
-def abandon(lease: Lease) -> None:
-    """Close a lease that the garbage collector found open, outside of the collector."""
-    lease.close(ABANDONED)
-
-
-NOT_STARTED: Final = Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, retryable=True, reason="not started")
-"""For an attempt that could not be started for a reason of ours, such as a connection pool closed under it."""

@@ -1,4 +1,4 @@
-"""How the attempts of a call that goes on by itself begin: the first one on the caller's thread, without blocking it."""
+"""How the attempts of a call that goes on by itself begin: the first on the caller's thread, without blocking it."""
 
 from __future__ import annotations
 

@@ -43,10 +43,20 @@ class Nothing:
         return None
 
 
-def bare(clock: Any = time.monotonic, **settings: Any) -> Cluster:
+class Noting(Nothing):
+    """Notes the timers that are set, for the test to fire whenever it likes."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Any]] = []
+
+    def call_later(self, delay: float, callback: Any) -> None:
+        self.timers.append((delay, callback))
+
+
+def bare(clock: Any = time.monotonic, background: Any = None, **settings: Any) -> Cluster:
     """A cluster that nobody has told anything yet."""
     config = ServiceConfig(**{"policy": "round_robin", **settings})
-    return Cluster(ServiceQuery("orders"), config, clock=clock, random=Random(1), background=Nothing())
+    return Cluster(ServiceQuery("orders"), config, clock=clock, random=Random(1), background=background or Nothing())
 
 
 # -- picking
@@ -96,6 +106,24 @@ def test_a_pick_from_an_old_view_finds_its_way_to_the_new_one() -> None:
 
     picker, old.picker = old.picker, Slow()
     lease = cluster.start()
+    assert lease.endpoint == endpoint(7)
+    lease.close()
+    mesh.close()
+
+
+def test_a_retry_from_an_old_view_finds_its_way_too() -> None:
+    mesh, cluster = make_cluster(2)
+    old = cluster.view
+
+    class Slow:
+        def pick(self, call: CallContext) -> Any:
+            if cluster.view is old:
+                mesh.update("orders", [endpoint(7)])
+            return picker.pick(call)
+
+    picker, old.picker = old.picker, Slow()
+    lease = cluster.try_again(CallContext())
+    assert lease is not None
     assert lease.endpoint == endpoint(7)
     lease.close()
     mesh.close()
@@ -162,18 +190,25 @@ def test_an_opened_endpoint_is_out_probed_and_back() -> None:
 
 
 def test_a_timer_that_comes_early_is_set_again() -> None:
-    mesh, cluster = make_cluster(4, breaker=Breaker(consecutive_failures=1, open_time=2, jitter=0))
-    bad = cluster.nodes[0]
-    lease = bad.begin()
-    assert lease is not None
+    clock, background = FakeClock(), Noting()
+    cluster = bare(clock, background, breaker=Breaker(consecutive_failures=1, open_time=2, jitter=0))
+    cluster.update([endpoint(0), endpoint(1)])
+    lease = cluster.start()
     lease.close(FAILURE)
-    mesh.clock.advance()
-    assert bad.breaker is not None
-    cluster._probe(bad, bad.breaker.retry_at)  # two seconds early, as if by another clock
-    assert bad.is_open
-    mesh.clock.advance(2.1)
-    assert not bad.is_open
-    mesh.close()
+    [(delay, fire)] = background.timers
+    assert delay == 2
+    clock.advance(1.5)
+    fire()  # half a second early, as if by another clock
+    assert lease.node.is_open
+    [_, (delay, fire)] = background.timers
+    assert delay == 0.5
+    fire()
+    assert background.timers[2][0] == 0.5
+    clock.advance(0.5)
+    background.timers[2][1]()
+    assert lease.node in cluster.view.nodes
+    background.timers[0][1]()  # however late, and however often
+    assert len(background.timers) == 3
 
 
 def test_panic_uses_all_but_maintenance_and_ends_by_itself() -> None:
@@ -215,7 +250,9 @@ def test_a_thousand_openings_are_a_few_lines_of_log(caplog: pytest.LogCaptureFix
             lease = node.begin()
             assert lease is not None
             lease.close(FAILURE)
+        version = cluster.view.version
         mesh.clock.advance()
+        assert cluster.view.version == version + 1  # built once, not a thousand times
         assert len(caplog.records) == 20
         assert "is out for 1.0 s: 1 consecutive failures (503)" in caplog.text
         mesh.clock.advance(20)
@@ -246,6 +283,17 @@ def test_without_a_control_loop_a_snapshot_closes_abandoned_leases() -> None:
     cluster.start()
     gc.collect()
     assert cluster.snapshot()["endpoints"][0]["in_flight"] == 0
+
+
+def test_closing_closes_abandoned_leases() -> None:
+    cluster = bare()
+    cluster.update([endpoint(0)])
+    [node] = cluster.nodes
+    cluster.start()
+    gc.collect()
+    assert node.in_flight == 1
+    cluster.close()
+    assert (node.in_flight, node.ignored) == (0, 1)
 
 
 def test_abandoned_leases_are_closed_once_however_many_look() -> None:

@@ -131,6 +131,35 @@ def test_children_of_children_and_a_child_that_closes_without_a_call() -> None:
     )
 
 
+def test_an_endpoint_that_was_out_is_probed_in_the_child_whose_timers_stayed_behind() -> None:
+    run(
+        """
+        import logging; logging.disable(logging.CRITICAL)
+        from meshlb import Outcome, OutcomeKind
+        config = ServiceConfig(breaker=Breaker(consecutive_failures=1, open_time=600, max_open_time=600))
+        mesh = Mesh(StaticDiscovery({"orders": ADDRESSES}), defaults=config)
+        cluster = mesh.cluster("orders")
+        cluster.wait_ready(5)
+        lease = cluster.start()
+        lease.close(Outcome(OutcomeKind.FAILURE))
+        bad = lease.endpoint
+        eventually(lambda: lease.node not in cluster.view.nodes)
+
+        def child():
+            cluster.start().close()
+            [node] = [node for node in cluster.nodes if node.endpoint == bad]
+            assert node.standing == "half_open" and node in cluster.view.nodes
+            node.begin().close()
+            assert node.standing == "ready" and cluster._members.cap.out == 0
+            mesh.close()
+
+        end(in_child(child))
+        assert lease.node.is_open
+        mesh.close()
+        """
+    )
+
+
 def test_a_mesh_whose_first_answer_had_not_come() -> None:
     run(
         """
@@ -168,6 +197,9 @@ def test_forks_while_other_threads_hold_every_lock_there_is() -> None:
             cluster._members.cap._lock, cluster.budget._lock, discovery._lock, control._lock, mesh._finished._lock,
             *(node.lock for node in cluster.nodes),
         ]
+        starts = (cluster.start() for _ in range(100))
+        draining = next(lease for lease in starts if lease.endpoint.address == ADDRESSES[3])
+        discovery.update("orders", ADDRESSES[:3])
         held, let_go = threading.Event(), threading.Event()
 
         def hold():
@@ -185,6 +217,7 @@ def test_forks_while_other_threads_hold_every_lock_there_is() -> None:
 
         def child():
             lease.close()
+            draining.close()
             for _ in range(20):
                 cluster.start().close()
             cluster.count_retry()
@@ -200,6 +233,7 @@ def test_forks_while_other_threads_hold_every_lock_there_is() -> None:
         end(pid)
         thread.join()
         lease.close()
+        draining.close()
         mesh.close()
         """
     )
@@ -338,6 +372,9 @@ def test_a_fork_while_the_control_loop_imports_does_not_lock_the_module_in_the_c
         importing.wait()
 
         def child():
+            # Other threads first: the lock goes by thread ids, and the first new thread gets that of the parent's.
+            for _ in range(3):
+                threading.Thread(target=threading.Event().wait, daemon=True).start()
             cluster.wait_ready(5)
             mesh.close()
 

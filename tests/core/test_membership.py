@@ -154,6 +154,22 @@ def test_a_leaving_that_is_taken_back_before_it_is_noticed() -> None:
     mesh.close()
 
 
+def test_the_news_of_a_first_leaving_does_not_end_the_second_one() -> None:
+    mesh, cluster = make_cluster(1)
+    removed = Removed()
+    cluster.add_listener(removed)
+    mesh.update("orders", [])  # without calls, so it may be let go: the news is on its way
+    mesh.update("orders", [endpoint(0)])
+    lease = cluster.start()
+    mesh.update("orders", [])
+    mesh.clock.advance()
+    assert removed.nodes == []
+    lease.close()
+    mesh.clock.advance()
+    assert removed.nodes == [lease.node]
+    mesh.close()
+
+
 def test_the_same_endpoint_twice_in_one_answer_is_one_endpoint() -> None:
     mesh, cluster = make_cluster(1)
     cluster.update([endpoint(0), endpoint(1), endpoint(1, weight=4), endpoint(0)])
@@ -169,7 +185,7 @@ def test_the_same_endpoint_twice_in_one_answer_is_one_endpoint() -> None:
 
 def test_what_is_no_endpoint_changes_nothing() -> None:
     mesh, cluster = make_cluster(2)
-    wrong: Any = [endpoint(0), "10.0.0.9:80"]
+    wrong: Any = [endpoint(0, weight=9), "10.0.0.9:80"]
     with pytest.raises(AttributeError):
         cluster.update(wrong)
     assert [node.endpoint for node in cluster.nodes] == [endpoint(0), endpoint(1)]

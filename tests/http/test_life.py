@@ -121,16 +121,19 @@ async def call():
 def check(who):
     held = client.send(client.build_request("GET", "http://orders/"), stream=True)
     answers = client.get("http://orders/"), client.get("{direct}")
+    streams = [answer.extensions["network_stream"] for answer in answers]
+    addresses = [stream.get_extra_info("client_addr") for stream in streams]
     print(who, *(answer.status_code for answer in answers), asyncio.run(call()), flush=True)
     held.close()
     assert sum(e["in_flight"] for e in mesh.cluster("orders").snapshot()["endpoints"]) == 0, "leases left"
+    return set(addresses)
 
-check("before")
+mine = check("before")
 runner = asyncio.Runner()
 print(runner.run(call()), flush=True)  # its connection is open when we fork
 pid = os.fork()
 if pid == 0:
-    check("child")
+    assert not mine & check("child"), "a connection of the parent was used in the child"
     client.close()
     mesh.close()
     os._exit(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import meshlb
 from meshlb import Endpoint
 from tests.http.drivers import Driver, in_flight, mesh_of, patient
-from tests.http.raw_server import RawServer, wait_for_close
+from tests.http.raw_server import RawServer, read_request, wait_for_close
 from tests.support.backends import Backend
 
 
@@ -33,6 +35,26 @@ def test_per_try_timeout_ends_with_the_start_of_the_response(driver: Driver, bac
         with driver.client(driver.transport(mesh), timeout=0.3) as client, pytest.raises(driver.module.ReadTimeout):
             client.get("http://orders/")
         assert in_flight(mesh) == 0
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "trio"])
+def test_per_try_timeout_bounds_an_attempt_as_a_whole(driver: Driver, backends: list[Backend]):
+    """An endpoint that sends its headers a byte at a time never exceeds a read timeout."""
+    stopped = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not stopped.wait(0.05):
+            connection.sendall(b"x")
+
+    with RawServer(trickle) as server:
+        mesh = mesh_of(Endpoint.parse(server.address), backends[0], retry=patient(per_try_timeout=0.5))
+        with mesh, driver.client(driver.transport(mesh), timeout=30) as client:
+            assert client.get("http://orders/").headers["x-backend"] == backends[0].id
+            node = mesh.cluster("orders").nodes[0]
+            assert (node.failures, node.last_failure, in_flight(mesh)) == (1, "ReadTimeout", 0)
+        stopped.set()
 
 
 def test_hung_everywhere_gives_the_packages_read_timeout(driver: Driver):

@@ -192,11 +192,13 @@ def start(channel: grpc.Channel, kind: str, request: bytes, metadata: Any = None
 
 def finish(call: Any, kind: str) -> Answer:
     """Wait for its end."""
-    responses = []
-    try:
-        responses = list(call) if kind.endswith("stream") else [call.result()]
-    except grpc.RpcError:
-        pass
+    responses: list[bytes] = []
+    with contextlib.suppress(grpc.RpcError):
+        if kind.endswith("stream"):
+            for response in call:
+                responses.append(response)  # noqa: PERF402 - those before an error count
+        else:
+            responses.append(call.result())
     return Answer(responses, call.code(), call.details(), [tuple(entry) for entry in call.trailing_metadata()])
 
 

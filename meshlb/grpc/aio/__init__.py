@@ -22,9 +22,10 @@ from meshlb.default import default_mesh
 from meshlb.errors import ConfigError
 from meshlb.grpc._target import parse
 from meshlb.grpc.aio._channel import MeshChannel
+from meshlb.grpc.aio._interceptor import AioMeshInterceptor
 from meshlb.mesh import Mesh
 
-__all__ = ["insecure_channel", "secure_channel"]
+__all__ = ["AioMeshInterceptor", "insecure_channel", "secure_channel"]
 
 
 def insecure_channel(

@@ -273,7 +273,7 @@ class Attempts(Completion):
                 self._pending = self._here.loop.call_later(pause, self._again)
             else:
                 self._again()
-        elif unconnected and self._wait_for_ready:
+        elif unconnected and self._wait_for_ready and safety is not Safety.NEVER:
             self._native = None
             self._retry = None
             self._wait_ready()

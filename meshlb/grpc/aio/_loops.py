@@ -146,8 +146,12 @@ class LoopChannels:
     async def close(self, grace: float | None) -> None:
         """End the calls, after at most ``grace`` seconds, and the sub-channels. Runs in its own loop."""
         calls = [call for ref in list(self.active.values()) if (call := ref()) is not None]
-        if grace and calls:
-            await asyncio.wait([self.loop.create_task(call.ended()) for call in calls], timeout=grace)
+        if grace:
+            deadline = self.loop.time() + grace
+            if calls:
+                await asyncio.wait([self.loop.create_task(call.ended()) for call in calls], timeout=grace)
+            if self.front is not None:  # what interceptors do after their calls
+                await self.front.channel.close(max(0.0, deadline - self.loop.time()))
         self.end()
 
     def end(self) -> None:

@@ -189,7 +189,7 @@ class StreamRequest(TimedAttempt):
         except (*_OVER, asyncio.CancelledError):
             pass  # this attempt has ended too, and its done-callback has decided what follows
         finally:
-            if self._native is native:
+            if self._replay is asyncio.current_task():
                 self._replay = None
 
     # -- an iterator of the user's -----------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def is_fault(code: object, *, raised: bool) -> bool:
 def with_report(trailers: Iterable[Any] | None, request: RequestInFlight) -> Trailers:
     """A call's trailers with the load report after them; unchanged if the handler has put a report there itself.
 
-    It goes out twice. Clients in Java and Go, Envoy, and the policies of gRPC's core read the binary trailer (gRFC A51).
+    It goes out twice. Clients in Java and Go, Envoy, and the policies of gRPC's core read the binary one (gRFC A51).
     Our own clients cannot, since the core shows it to nobody else; they read the one that is HTTP's.
     """
     own: Trailers = tuple(trailers or ())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -33,11 +34,12 @@ class Echo(echo_pb2_grpc.EchoServicer):
         return await self._reply(request, context, request.fail_after)
 
     async def Watch(self, request: Request, context: Any) -> AsyncIterator[Reply]:  # noqa: N802
-        await self._begin("Watch", request, context)
-        for sequence in range(max(1, request.count)):
-            if sequence:
-                await asyncio.sleep(request.interval_seconds)
-            yield await self._reply(request, context, sequence)
+        with self._open_stream():
+            await self._begin("Watch", request, context)
+            for sequence in range(max(1, request.count)):
+                if sequence:
+                    await asyncio.sleep(request.interval_seconds)
+                yield await self._reply(request, context, sequence)
 
     async def Collect(self, requests: AsyncIterator[Request], context: Any) -> Reply:  # noqa: N802
         self.server.calls["Collect"] += 1
@@ -53,10 +55,19 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def Chat(self, requests: AsyncIterator[Request], context: Any) -> AsyncIterator[Reply]:  # noqa: N802
         self.server.calls["Chat"] += 1
         sequence = 0
-        async for request in requests:
-            await self._behave(request, context)
-            yield await self._reply(request, context, sequence)
-            sequence += 1
+        with self._open_stream():
+            async for request in requests:
+                await self._behave(request, context)
+                yield await self._reply(request, context, sequence)
+                sequence += 1
+
+    @contextmanager
+    def _open_stream(self) -> Iterator[None]:
+        self.server.streams += 1
+        try:
+            yield
+        finally:
+            self.server.streams -= 1
 
     async def _begin(self, method: str, request: Request, context: Any) -> None:
         self.server.calls[method] += 1
@@ -97,6 +108,7 @@ class Server:
         self.host = loopback_host()
         self.port = 0
         self.calls: Counter[str] = Counter()
+        self.streams = 0  # Watch and Chat under way
         self.code: grpc.StatusCode | None = None
         self.details = ""
         self.trailers: tuple[tuple[str, str], ...] = ()

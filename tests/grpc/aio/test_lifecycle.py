@@ -66,6 +66,10 @@ async def test_latency_is_that_of_the_first_message(serve: Any, channel_to: Any)
     assert (await late.read()).text == "head"
     assert await late.read() is grpc.aio.EOF
     assert node.latency.value == before
+    late = stub.Watch(Request(count=2))
+    await asyncio.sleep(0.3)
+    assert [reply.sequence async for reply in late] == [0, 1]
+    assert node.latency.value == before
 
 
 async def test_nobody_awaits_it(serve: Any, channel_to: Any) -> None:
@@ -113,8 +117,10 @@ async def test_a_dropped_stream_is_cancelled(kind: str, serve: Any, channel_to: 
         else:
             await eventually_async(lambda: server.calls["Watch"])
     assert in_flight(channel.mesh) == 1
+    assert server.streams == 1
     ref = weakref.ref(call)
     del call
+    await eventually_async(lambda: server.streams == 0)
     await eventually_async(lambda: in_flight(channel.mesh) == 0)
     assert ref() is None
     assert channel.cluster.nodes[0].ignored == 1
