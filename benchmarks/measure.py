@@ -29,8 +29,8 @@ def interleave(variants: dict[str, Callable[[], object]], *, rounds: int, batch:
         order = list(variants.items())
         if turn % 2:
             order.reverse()
+        gc.collect()  # once a round: it would leave each variant's first calls with cold caches
         for name, call in order:
-            gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(batch):
                 call()
@@ -48,8 +48,8 @@ async def interleave_async(
         order = list(variants.items())
         if turn % 2:
             order.reverse()
+        gc.collect()  # once a round: it would leave each variant's first calls with cold caches
         for name, call in order:
-            gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(batch):
                 await call()
@@ -68,8 +68,5 @@ def report(title: str, samples: dict[str, Samples]) -> None:
     for name in names:
         wall = statistics.median(samples[name].wall)
         cpu = statistics.median(samples[name].cpu)
-        added = statistics.median(a - b for a, b in zip(samples[name].cpu, samples[names[0]].cpu, strict=True))
-        extra = "" if name == names[0] else f"{added * 1e6:13.1f}"
-        print(
-            f"  {name:34} {wall * 1e6:9.1f} {wall / bare_wall:7.3f} {cpu * 1e6:9.1f} {cpu / bare_cpu:7.3f} {extra}"
-        )
+        extra = "" if name == names[0] else f"{(cpu - bare_cpu) * 1e6:13.1f}"
+        print(f"  {name:34} {wall * 1e6:9.1f} {wall / bare_wall:7.3f} {cpu * 1e6:9.1f} {cpu / bare_cpu:7.3f} {extra}")

@@ -35,19 +35,20 @@ def run(*, rounds: int, batch: int) -> None:
             timed = {name: (lambda call=call: call(_REQUEST, timeout=5)) for name, call in calls.items()}
             report("grpcio sync, unary, with a deadline", interleave(timed, rounds=rounds, batch=batch))
         asyncio.run(_run_aio(addresses, mesh, rounds, batch))
-    with server("grpc", 3) as addresses, Mesh(
-        StaticDiscovery({"echo": addresses}), defaults=ServiceConfig(policy="round_robin", retry=None, breaker=None)
-    ) as mesh:
-        with (
-            grpc.insecure_channel(addresses[0]) as bare,
-            meshlb.grpc.insecure_channel("consul:///echo", mesh=mesh) as meshed,
-        ):
-            calls = {
-                "grpcio, bare": echo_pb2_grpc.EchoStub(bare).Say,
-                "meshlb, round robin, nothing else": echo_pb2_grpc.EchoStub(meshed).Say,
-            }
-            variants = {name: (lambda call=call: call(_REQUEST)) for name, call in calls.items()}
-            report("grpcio sync, unary, least of meshlb", interleave(variants, rounds=rounds, batch=batch))
+    with (
+        server("grpc", 3) as addresses,
+        Mesh(
+            StaticDiscovery({"echo": addresses}), defaults=ServiceConfig(policy="round_robin", retry=None, breaker=None)
+        ) as mesh,
+        grpc.insecure_channel(addresses[0]) as bare,
+        meshlb.grpc.insecure_channel("consul:///echo", mesh=mesh) as meshed,
+    ):
+        calls = {
+            "grpcio, bare": echo_pb2_grpc.EchoStub(bare).Say,
+            "meshlb, round robin, nothing else": echo_pb2_grpc.EchoStub(meshed).Say,
+        }
+        variants = {name: (lambda call=call: call(_REQUEST)) for name, call in calls.items()}
+        report("grpcio sync, unary, least of meshlb", interleave(variants, rounds=rounds, batch=batch))
 
 
 async def _run_aio(addresses: list[str], mesh: Mesh, rounds: int, batch: int) -> None:

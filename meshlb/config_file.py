@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
+from meshlb.affinity import Cookie, ForwardedFor, Header, KeySource, PathSegment, QueryParameter
 from meshlb.balancing import Policy, resolve_policy
 from meshlb.config import ServiceConfig
 from meshlb.discovery import ConsulDiscovery, StaticDiscovery
@@ -26,6 +27,14 @@ _PATHS: Final = frozenset({"ca_file", "ca_path", "cert", "token_file", "last_kno
 """Settings of [consul] that name files: relative to the file that they stand in, wherever the program is started."""
 _PARTS: Final[dict[str, type]] = {"retry": Retry, "breaker": Breaker, "budget": RetryBudget}
 """Settings that are tables of their own. ``false`` switches such a part off, ``true`` takes its defaults."""
+_KEY_SOURCES: Final[dict[str, tuple[Callable[..., KeySource], str]]] = {
+    "header": (Header, "name"),
+    "cookie": (Cookie, "name"),
+    "query_parameter": (QueryParameter, "name"),
+    "path_segment": (PathSegment, "index"),
+    "forwarded_for": (ForwardedFor, "name"),
+}
+"""Sources of hash keys, and the parameter of each. A function of the request is for code."""
 _STRATEGIES: Final = {
     "wait": ("fixed", "none", "random", "exponential", "random_exponential", "exponential_jitter", "incrementing"),
     "stop": ("after_attempt", "after_delay", "before_delay"),
@@ -146,16 +155,19 @@ class _Reader:
                 given[key] = self._policy(where, value)
             elif key in _STRATEGIES:
                 given[key] = self._strategy(where, key, value)
+            elif key == "hash_on":
+                entries = value if isinstance(value, list) else [value]
+                given[key] = tuple(self._key_source(f"{where}.hash_on", entry) for entry in entries)
             else:
                 given[key] = value
         return self._make(where, options, given)
 
-    def _policy(self, where: str, value: Any) -> Policy:
+    def _policy(self, where: str, value: Any, key: str = "policy") -> Policy:
         if not isinstance(value, dict):
             if not isinstance(value, str):
                 self._fail(where, f"policy: {value!r} is neither a name nor a table with a 'name'")
             return self._make(where, resolve_policy, {"policy": value})
-        where = f"{where}.policy"
+        where = f"{where}.{key}"
         options = dict(value)
         name = options.pop("name", None)
         if not isinstance(name, str):
@@ -168,9 +180,24 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(policy) if field.init}
         self._check_keys(where, options, [*fields, "name"])
         for key, option in options.items():
+            default = getattr(policy, key, None)
             if option is False and "None" in str(fields[key].type):
                 options[key] = None
+            elif isinstance(option, list) and isinstance(default, tuple):
+                options[key] = tuple(option)
+            elif isinstance(option, dict) and isinstance(part := getattr(default, "name", None), str):
+                options[key] = self._policy(where, {"name": part, **option}, key)  # a policy that is made of another
         return self._make(where, lambda **given: dataclasses.replace(policy, **given), options)
+
+    def _key_source(self, where: str, value: Any) -> KeySource:
+        if not isinstance(value, dict) or len(value) != 1:
+            self._fail(where, f"{value!r} is not a table with one key: {', '.join(_KEY_SOURCES)}")
+        self._check_keys(where, value, _KEY_SOURCES)
+        ((kind, argument),) = value.items()
+        source, parameter = _KEY_SOURCES[kind]
+        if argument is True and kind == "forwarded_for":
+            return self._make(where, source, {})
+        return self._make(where, source, {parameter: argument})
 
     def _strategy(self, where: str, kind: str, value: Any) -> Callable[..., Any]:
         import tenacity

@@ -8,11 +8,19 @@ import tenacity
 
 from meshlb import (
     Breaker,
+    ClientWeightedRoundRobin,
     ConfigError,
+    ConsistentHash,
+    Cookie,
     Endpoint,
+    ForwardedFor,
+    Header,
+    IPHash,
     LeastConnections,
     LeastResponseTime,
     Mesh,
+    PathSegment,
+    QueryParameter,
     Random,
     Retry,
     RetryBudget,
@@ -131,6 +139,38 @@ def test_a_full_example(tmp_path: Path):
     }
 
 
+def test_hash_policies_and_where_their_keys_come_from(tmp_path: Path):
+    settings = read_settings(
+        write(
+            tmp_path,
+            """
+            [services.carts]
+            policy = { name = "consistent_hash", table = "maglev", bounded_load = 1.25 }
+            hash_on = [{ header = "x-user" }, { cookie = "sid" }, { query_parameter = "u" }, { path_segment = -1 }]
+            [services.geo]
+            policy = { name = "ip_hash", ipv4_prefix = 24, consistent_hash = { table = "ring" } }
+            hash_on = { forwarded_for = true }
+            [services.gpus]
+            policy = { name = "client_weighted_round_robin", metric_names = ["named_metrics.queue"] }
+            hash_on = { forwarded_for = "x-real-ip" }
+            [services.plain]
+            hash_on = false
+            """,
+        )
+    )["services"]
+    assert settings["carts"] == ServiceConfig(
+        policy=ConsistentHash(table="maglev", bounded_load=1.25),
+        hash_on=(Header("x-user"), Cookie("sid"), QueryParameter("u"), PathSegment(-1)),
+    )
+    assert settings["geo"] == ServiceConfig(
+        policy=IPHash(ipv4_prefix=24, consistent_hash=ConsistentHash(table="ring")), hash_on=ForwardedFor()
+    )
+    assert settings["gpus"] == ServiceConfig(
+        policy=ClientWeightedRoundRobin(metric_names=("named_metrics.queue",)), hash_on=ForwardedFor("x-real-ip")
+    )
+    assert settings["plain"] == ServiceConfig()
+
+
 def test_static_services(tmp_path: Path):
     path = write(
         tmp_path,
@@ -237,6 +277,16 @@ def test_a_service_takes_its_whole_policy_from_one_place(tmp_path: Path):
             "defaults.policy",
             "LeastConnections.choices: 99",
         ),
+        (
+            "[defaults.policy]\nname = 'ip_hash'\nconsistent_hash = { table = 'rign' }",
+            "defaults.policy.consistent_hash",
+            "ConsistentHash.table: 'rign'",
+        ),
+        ("[defaults]\nhash_on = 'x-user'", "defaults.hash_on", "'x-user' is not a table with one key: header, cookie"),
+        ("[defaults]\nhash_on = {heder = 'x'}", "defaults.hash_on", "heder: unknown; did you mean 'header'?"),
+        ("[defaults]\nhash_on = [{header = ''}]", "defaults.hash_on", "Header.name: ''"),
+        ("[defaults]\nhash_on = {path_segment = 'x'}", "defaults.hash_on", "PathSegment.index: 'x'"),
+        ("[defaults]\nhash_on = {header = 'x', cookie = 'y'}", "defaults.hash_on", "is not a table with one key"),
         ("consul_domain = 3", "", "consul_domain: 3 is not a str"),
         ("endpoint_metrics = 'yes'", "", "endpoint_metrics: 'yes' is not a bool"),
     ],

@@ -47,12 +47,13 @@ class PeakEwma:
         """Take in the latency of a success (seconds) and end a penalty."""
         if sample < 0.0:
             sample = 0.0  # a clock that went back; a negative cost would attract every call
-        weight = exp(min(self.stamp - now, 0.0) / self.decay)  # 0 for the first sample, which is so taken whole
-        if self.peak and sample > self.value * weight:
-            self.value = sample
-        else:
-            self.value = self.value * weight + sample * (1.0 - weight)
-        self.stamp = max(now, self.stamp)
+        stamp = self.stamp
+        weight = 1.0
+        if stamp < now:  # by hand, as it is on every call's path: min() and max() cost more than the arithmetic
+            weight = exp((stamp - now) / self.decay)  # 0 for the first sample, which is so taken whole
+            self.stamp = now
+        value = self.value * weight
+        self.value = sample if self.peak and sample > value else value + sample * (1.0 - weight)
         self.penalty = 0.0
         self.has_history = True  # last: who reads it without a lock finds the value in place
 

@@ -17,7 +17,7 @@ FORMS: Final[tuple[Form, ...]] = ("TEXT", "JSON", "BIN")
 def to_header(report: LoadReport, form: Form = "TEXT") -> str:
     """The value of the HTTP header ``endpoint-load-metrics``."""
     if form == "BIN":
-        return binary_header(to_binary(report))
+        return f"BIN {b64encode(to_binary(report)).decode()}"
     if form == "JSON":
         message: dict[str, Any] = {name: value for name in DOUBLE_FIELDS.values() if (value := getattr(report, name))}
         message.update((name, dict(entries)) for name in MAP_FIELDS.values() if (entries := getattr(report, name)))
@@ -26,11 +26,6 @@ def to_header(report: LoadReport, form: Form = "TEXT") -> str:
     for name in MAP_FIELDS.values():
         pairs.extend(f"{name}.{key}={value:.6g}" for key, value in getattr(report, name).items())
     return f"TEXT {', '.join(pairs)}"
-
-
-def binary_header(message: bytes) -> str:
-    """The same of a report that is serialized already."""
-    return f"BIN {b64encode(message).decode()}"
 
 
 def to_binary(report: LoadReport) -> bytes:

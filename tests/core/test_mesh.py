@@ -319,7 +319,8 @@ def test_a_cancelled_close_goes_on_by_itself() -> None:
     eventually(lambda: not running_threads())
 
 
-def test_closing_on_the_control_loops_own_thread() -> None:
+def test_closing_on_the_control_loops_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CLOSE_TIMEOUT", 3600)  # it must not wait for itself
     discovery = Discovery()
     mesh = Mesh(discovery)
     mesh.cluster("orders")

@@ -1,4 +1,4 @@
-"""Which backend gets which key, as a process of its own finds it: `python -m tests.key_map POLICY ADDRESS... < keys`.
+"""Who gets which key, as a process of its own finds it: `python -m tests.support.key_map POLICY ADDRESS... < keys`.
 
 Calls each key's backend through httpx and the mesh; keys and answers are JSON.
 """
