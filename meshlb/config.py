@@ -27,8 +27,9 @@ class ServiceConfig:
     * ``timeout``: seconds for a whole call with all its attempts and pauses (None: the client library's own).
     * ``connect_timeout``: seconds to reach an endpoint, at most, whatever the client's own setting (1.0: a host of
       the same network that has not answered in a second is not there, and another instance is; Linkerd's value).
-    * ``discovery_timeout``: seconds that a first call waits for the registry's first answer (5.0: longer than a
-      Consul leader election with ``raft_multiplier`` 1, shorter than what a caller takes for a hang).
+    * ``discovery_timeout``: seconds that a first call waits for the registry's first answer (10.0: a Consul without a
+      leader takes 7 s to say so, and with ``raft_multiplier`` 1 has a new one by then; a process that starts on a busy
+      host needs seconds itself).
     * ``drain_timeout``: seconds that an endpoint which left the set may take to end its calls before its connections
       are closed under them (30: the grace that orchestrators give a stopping process).
     * ``idle_timeout``: seconds without a call after which an endpoint's connections are dropped; they are made again
@@ -50,7 +51,7 @@ class ServiceConfig:
     breaker: Breaker | None = field(default_factory=Breaker)
     timeout: float | None = None
     connect_timeout: float = 1.0
-    discovery_timeout: float = 5.0
+    discovery_timeout: float = 10.0
     drain_timeout: float = 30.0
     idle_timeout: float = 300.0
     panic_threshold: float = 0.5

@@ -104,6 +104,31 @@ def test_idle_ones_are_closed_and_made_again() -> None:
     mesh.close()
 
 
+def test_a_call_that_begins_while_an_idle_one_is_being_closed_keeps_it() -> None:
+    mesh, cluster, made = make(1, idle_timeout=100)
+    [node] = cluster.nodes
+    made.resources.get(node)
+    began: list[Any] = []
+
+    class Late(dict[Node, str]):
+        """Has a call begin, and get its resource, just before it is taken away."""
+
+        def pop(self, key: Node, *default: Any) -> Any:
+            began.append((node.begin(), self[key]))
+            return super().pop(key, *default)
+
+    made.resources._live = Late(made.resources._live)
+    mesh.clock.advance(151)
+    [(lease, resource)] = began
+    assert made.closed == []
+    assert made.resources.get(node) == resource
+    lease.close()
+    made.resources._live = dict(made.resources._live)
+    mesh.clock.advance(151)
+    assert made.closed == ["i0"]
+    mesh.close()
+
+
 def test_the_shortest_idle_timeout_does_not_spin() -> None:
     mesh, cluster, made = make(1, idle_timeout=1e-6)
     lease = cluster.start()

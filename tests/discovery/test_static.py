@@ -101,21 +101,33 @@ async def test_one_listeners_end_is_not_the_others() -> None:
 
 async def test_threads_that_update_together_leave_the_last_word_to_the_last() -> None:
     discovery = StaticDiscovery({"orders": []})
-    sink = Sink()
+    first_is_telling, second_has_told = threading.Event(), threading.Event()
+
+    class Slow(Sink):
+        def update(self, endpoints: Sequence[Endpoint]) -> None:
+            if endpoints and endpoints[0].port == 1:
+                first_is_telling.set()
+                second_has_told.wait(0.2)  # which it should not do meanwhile
+            super().update(endpoints)
+
+    sink = Slow()
     task = asyncio.ensure_future(discovery.watch(ServiceQuery("orders"), sink))
     await eventually_async(lambda: sink.updates)
 
-    def update(number: int) -> None:
-        for port in range(1, 200):
-            discovery.update("orders", [f"10.0.0.{number}:{port}"])
+    def second() -> None:
+        first_is_telling.wait(10)
+        discovery.update("orders", ["10.0.0.1:2"])
+        second_has_told.set()
 
-    threads = [threading.Thread(target=update, args=(number,)) for number in range(1, 5)]
+    threads = [
+        threading.Thread(target=discovery.update, args=("orders", ["10.0.0.1:1"])),
+        threading.Thread(target=second),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    [last] = discovery._services["orders"]
-    assert sink.updates[-1] == [last.address]
+    assert sink.updates == [[], ["10.0.0.1:1"], ["10.0.0.1:2"]]
     task.cancel()
     await asyncio.wait([task])
 

@@ -177,6 +177,9 @@ class ConsulAgent(ConsulApi):
 
     def _full_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
+            # A cancelled blocking query keeps its place until its wait ends, and a session's tests cancel hundreds;
+            # at the limit (200) 1.8.7 closes new connections without a word.
+            "limits": {"http_max_conns_per_client": 10_000},
             "node_name": self.name,
             "bind_addr": self.host,
             "client_addr": self.host,

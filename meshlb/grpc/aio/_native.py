@@ -39,6 +39,7 @@ else:
 
 EOF: Final = _aio.EOF
 UsageError: Final[type[Exception]] = _aio.UsageError
+InternalError: Final[type[Exception]] = _aio.InternalError
 AioRpcError: Final = grpc.aio.AioRpcError
 
 CHANNEL_CLOSED: Final = "Channel is closed."

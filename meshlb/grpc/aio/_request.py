@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+import grpc
+
 from meshlb.call import Safety
-from meshlb.grpc.aio._native import ALREADY_FINISHED, API_STYLE, HALF_CLOSED, AioRpcError, UsageError
+from meshlb.grpc.aio._native import ALREADY_FINISHED, API_STYLE, HALF_CLOSED, AioRpcError, InternalError, UsageError
 from meshlb.grpc.aio._timed import TimedAttempt
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class StreamRequest(TimedAttempt):
     _done_writing_flag = False  # the name is grpc's: its intercepted calls look at it
     _replay: asyncio.Task[None] | None = None
     """Gives a further attempt what its predecessors were given; nobody else writes meanwhile."""
+    _connected: Any = None
+    """The native call that is known to have a connection."""
     _consumer: asyncio.Task[None] | None = None
 
     def __init__(self, *arguments: Any) -> None:
@@ -103,7 +107,7 @@ class StreamRequest(TimedAttempt):
                 if self._replay is not None:
                     await asyncio.wait({self._replay})
                     continue
-                await native.write(message)
+                await self._write_to(native, message)
             except asyncio.CancelledError:
                 if self._is_cancelled_here(native):
                     raise
@@ -114,7 +118,67 @@ class StreamRequest(TimedAttempt):
                 continue
             if self._native is native:
                 self._delivered = number
-                self._sent()
+
+    async def _write_to(self, native: Any, message: Any) -> None:
+        """Write to an attempt. Returns, too, when another attempt has taken its place."""
+        if self._connected is native:
+            await native.write(message)
+            return
+        await self._unless_over(native, native.write(message))
+        if self._native is native:
+            self._connected = native
+            if not self._remembers:
+                self._log = None  # a connection has the message: what is not idempotent will not be sent again
+
+    async def _unless_over(self, native: Any, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait for an attempt's connection, but not longer than for its end: a native call that is cancelled before it
+        has a connection never tells those who wait for that.
+
+        Raises what grpc raises if the attempt was the last one.
+        """
+        task = self._here.loop.create_task(waiting)
+        task.add_done_callback(_retrieve)
+        turn = self._turn()
+        try:
+            await asyncio.wait({task, turn}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turn.cancel()
+            if not task.done():
+                task.cancel()
+        if self._native is native:
+            if task.done():
+                task.result()
+            else:
+                await self._raise_status(native)
+
+    async def _raise_status(self, native: Any) -> None:
+        code = await native.code()
+        if code is grpc.StatusCode.OK:
+            raise asyncio.InvalidStateError(ALREADY_FINISHED)
+        if self._cancel_asked:
+            raise asyncio.CancelledError
+        initial, trailing = await native.initial_metadata(), await native.trailing_metadata()
+        raise AioRpcError(code, initial, trailing, await native.details(), await native.debug_error_string())
+
+    async def wait_for_connection(self) -> None:
+        """Wait until the RPC is on a connection. Raises AioRpcError if it failed instead."""
+        while True:
+            native = self._native
+            if native is None:
+                if self._ended is not None:
+                    raise self._ended.error()
+                await self._turn_or_cancel()
+                continue
+            try:
+                await self._unless_over(native, native.wait_for_connection())
+            except asyncio.CancelledError:
+                if self._is_cancelled_here(native):
+                    raise
+            except AioRpcError:
+                if self._native is native:
+                    raise
+            if self._native is native:
+                return
 
     async def _half_close(self) -> None:
         if self._done or self._done_writing_flag:
@@ -130,6 +194,10 @@ class StreamRequest(TimedAttempt):
             await native.done_writing()
         except asyncio.CancelledError:
             if self._is_cancelled_here(native):
+                raise
+        except InternalError:
+            await native.code()  # the attempt has failed, which grpc.aio says after this
+            if self._native is native:  # else another attempt takes its place, and its replay ends with this
                 raise
         else:
             if self._native is native:
@@ -161,11 +229,6 @@ class StreamRequest(TimedAttempt):
         except Exception:
             return _REPLAY_LIMIT + 1  # it cannot be sent; grpc will say why
 
-    def _sent(self) -> None:
-        """A message is on a connection: nothing that is not idempotent will be sent again."""
-        if not self._remembers:
-            self._log = None
-
     def _begun(self) -> None:
         self._delivered = 0
         self._replay = None
@@ -178,12 +241,11 @@ class StreamRequest(TimedAttempt):
         try:
             index = 0
             while index < len(log):
-                await native.write(log[index])
+                await self._write_to(native, log[index])
                 index += 1
                 if self._native is not native:
                     return
                 self._delivered = index
-                self._sent()
             if self._done_writing_flag:
                 await self._finish_request(native)
         except (*_OVER, asyncio.CancelledError):
@@ -226,3 +288,9 @@ class StreamRequest(TimedAttempt):
         if cancelled and self._consumer is not None:
             self._consumer.cancel()
         return cancelled
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at a task's error, or asyncio would report that nobody did."""
+    if not task.cancelled():
+        task.exception()

@@ -224,6 +224,46 @@ async def test_an_endpoint_that_does_not_drain(idempotent: bool, serve: Any, cha
     assert old.failures == 0
 
 
+async def test_an_endpoint_that_leaves_before_it_is_connected(serve: Any, channel_to: Any) -> None:
+    """grpc.aio never tells who writes to a call that is cancelled before it has a connection; we do."""
+    (good,) = await serve()
+    silent = Server("silent")
+    accepted = asyncio.Event()
+
+    async def accept(reader: Any, writer: Any) -> None:
+        accepted.set()
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(accept, silent.host, 0)
+    silent.port = listener.sockets[0].getsockname()[1]
+    async with listener:
+        channel = await channel_to(
+            [silent], drain_timeout=0.0, connect_timeout=30.0, retry=Retry(idempotent_methods=("*",))
+        )
+        stub = EchoStub(channel)
+        written, waited = stub.Chat(), stub.Chat()
+
+        async def write() -> Any:
+            await written.write(Request(text="w"))
+            await written.done_writing()
+            return await written.read()
+
+        async def wait() -> Any:
+            await waited.wait_for_connection()
+            await waited.write(Request(text="c"))
+            return await waited.read()
+
+        collected, chatted = stub.Collect(texts("a", "b")), stub.Chat(texts("x"))
+        results = [asyncio.ensure_future(work) for work in (outcome(collected), chatted.read(), write(), wait())]
+        await asyncio.wait_for(accepted.wait(), 10)
+        (old,) = channel.cluster.nodes
+        channel.cluster.update([type(old.endpoint)(good.host, good.port)])
+        seen = await asyncio.wait_for(asyncio.gather(*results), 20)
+        assert [getattr(reply, "text", reply) for reply in seen] == ["a b", "x", "w", "c"]
+        waited.cancel()
+
+
 async def test_a_connection_that_is_not_used_is_dropped(serve: Any, channel_to: Any) -> None:
     (server,) = await serve()
     channel = await channel_to([server], idle_timeout=0.1)

@@ -54,6 +54,19 @@ async def collect_write(stub: EchoStub) -> Any:
     return (await call).text
 
 
+async def collect_nothing(stub: EchoStub) -> Any:
+    call = stub.Collect()
+    await call.done_writing()
+    return (await call).text + (await stub.Collect(())).text
+
+
+async def connect_first(stub: EchoStub) -> Any:
+    call = stub.Chat()
+    await call.wait_for_connection()
+    await call.done_writing()
+    return await call.read() is grpc.aio.EOF
+
+
 async def chat(stub: EchoStub) -> Any:
     call = stub.Chat()
     await call.write(Request(text="a"))
@@ -69,6 +82,8 @@ async def chat_iterator(stub: EchoStub) -> Any:
 
 RUNS = [say, put, watch, watch_read, collect_async_iterator, collect_iterator, collect_write, chat, chat_iterator]
 ANSWERS = dict(zip(RUNS, ["a", "a", "a", "aTrue", "a b", "a b", "a b", "abTrue", "ab"], strict=True))
+with_all_of_it = pytest.mark.parametrize("run", [*RUNS, collect_nothing, connect_first], ids=lambda run: run.__name__)
+ANSWERS |= {collect_nothing: "", connect_first: True}
 all_kinds = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
 
 
@@ -84,7 +99,7 @@ class Dead(Server):
         self._address = unused_address()
 
 
-@all_kinds
+@with_all_of_it
 async def test_a_refused_connection_is_nobodys_concern(run: Run, serve: Any, channel_to: Any) -> None:
     """Nothing was sent, so every kind of call goes elsewhere, idempotent or not."""
     (server,) = await serve()
