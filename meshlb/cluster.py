@@ -92,8 +92,13 @@ class Cluster(EndpointSet):
                 if (lease := node.begin(view.panic)) is not None:
                     return lease
                 refused.add(node)
-            if view is self._view:
+            if view is not self._view:
+                continue
+            if view.panic or not any(node.is_open for node in view.nodes):
                 return None
+            # Breakers have opened that the control loop has not come to yet. Without them the view may be one of panic,
+            # in which there is somebody to call after all.
+            self._rebuild()
 
     def observe_report(self, node: Node, report: LoadReport | None) -> None:
         """Hand on what an endpoint reported of its load with a response; None if that made no sense."""

@@ -101,7 +101,8 @@ class Mesh:
 
         ``service`` is a name in the registry, or a Consul DNS name (``v2.orders.service.dc2.consul``).
 
-        Raises ConfigError for a name that cannot be one, MeshClosed after close.
+        Raises ConfigError for a name that cannot be one; after close MeshClosed, for a service that was in use at its
+        first call.
         """
         query = self._query(normalise(service), tag, datacenter, filter)
         cluster = self._clusters.get(query)

@@ -211,6 +211,21 @@ def test_a_timer_that_comes_early_is_set_again() -> None:
     assert len(background.timers) == 3
 
 
+def test_panic_does_not_wait_for_the_control_loop() -> None:
+    """The control loop is busy: what it was asked to do after the breaker opened has not been done yet."""
+
+    class Busy(Nothing):
+        def call_soon(self, callback: Any, *args: Any) -> bool:
+            return True
+
+    cluster = bare(background=Busy(), breaker=Breaker(consecutive_failures=1))
+    cluster.update([endpoint(0)])
+    cluster.start().close(FAILURE)
+    assert not cluster.view.panic
+    cluster.start().close()
+    assert cluster.view.panic
+
+
 def test_panic_uses_all_but_maintenance_and_ends_by_itself() -> None:
     mesh, cluster = make_cluster(3, breaker=Breaker(consecutive_failures=1, jitter=0), max_ejection_percent=100)
     mesh.update("orders", [*(endpoint(i) for i in range(3)), endpoint(3, status=Status.MAINTENANCE)])

@@ -48,6 +48,7 @@ def test_an_error_in_the_file_is_raised_each_time() -> None:
             default_mesh()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # since Python 3.12: it forks with threads
 def test_a_lock_held_by_another_thread_at_the_fork_does_not_hang_the_child() -> None:
     with default._lock:
         pid = os.fork()

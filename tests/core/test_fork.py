@@ -452,6 +452,8 @@ def test_the_child_ends_quietly_in_development_mode() -> None:
         "dev",
         "-W",
         "error",
+        "-W",
+        "ignore:This process:DeprecationWarning",  # that it forks with threads, since Python 3.12
     )
 
 
