@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 from typing import Any
 
 from meshlb import Breaker, Cluster, Endpoint, Lease, Outcome, OutcomeKind, Sent, ServiceConfig
 from meshlb.balancing import PeakEwma
+from meshlb.discovery import ServiceQuery
 from meshlb.node import Node
 from meshlb.resilience import CircuitBreaker, EjectionCap
 from meshlb.testing import FakeClock, LocalMesh
@@ -73,6 +75,20 @@ class Bench:
             assert lease.close(outcome)
 
 
+def opened(breaker: Breaker = Breaker(jitter=0)) -> Bench:  # noqa: B008  # frozen
+    bench = Bench(breaker)
+    bench.call(FAILURE, breaker.consecutive_failures)
+    bench.owner.told.clear()
+    return bench
+
+
+def half_opened(breaker: Breaker = Breaker(jitter=0)) -> Bench:  # noqa: B008  # frozen
+    bench = opened(breaker)
+    bench.clock.advance(breaker.open_time + 1)
+    assert bench.node.poll_breaker()
+    return bench
+
+
 def make_cluster(endpoints: int = 3, **settings: Any) -> tuple[LocalMesh, Cluster]:
     """A mesh without threads, and its one service's cluster."""
     settings.setdefault("policy", "round_robin")
@@ -86,3 +102,29 @@ def assert_adds_up(nodes: Any) -> None:
         assert node.calls == ended + node.in_flight, node
         assert node.in_flight >= 0
         assert len(node._waiting) <= node.in_flight
+
+
+class Nothing:
+    """A control loop that does nothing at all: the cluster does at once what it would have left to it."""
+
+    def call_soon(self, callback: Any, *args: Any) -> bool:
+        return False
+
+    def call_later(self, delay: float, callback: Any) -> None:
+        return None
+
+
+class Noting(Nothing):
+    """Notes the timers that are set, for the test to fire whenever it likes."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Any]] = []
+
+    def call_later(self, delay: float, callback: Any) -> None:
+        self.timers.append((delay, callback))
+
+
+def bare(clock: Any = time.monotonic, background: Any = None, **settings: Any) -> Cluster:
+    """A cluster that nobody has told anything yet."""
+    config = ServiceConfig(**{"policy": "round_robin", **settings})
+    return Cluster(ServiceQuery("orders"), config, clock=clock, random=Random(1), background=background or Nothing())
