@@ -137,7 +137,7 @@ def _made_here(code: grpc.StatusCode, text: str) -> Outcome | None:
         if text.startswith(_CHANNEL_CLOSED):
             return _CLOSED_UNDER_CALL
     elif code is _Code.DEADLINE_EXCEEDED:
-        if text.startswith(_DEADLINE_PASSED):
+        if _DEADLINE_PASSED in text:  # or within "Stream removed (...)"
             return TIMED_OUT
     elif text.startswith(_LOCAL_TEXTS):
         return Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, reason=code.name)

@@ -80,6 +80,7 @@ async def channel_to(make_mesh: MakeMesh) -> AsyncIterator[Callable[..., Any]]:
             return await stack.enter_async_context(made)
 
         yield connect
+    await settle()
 
 
 def in_flight(mesh: Mesh) -> int:
