@@ -68,7 +68,8 @@ def immediate(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def is_immediate(coroutine: Coroutine[Any, Any, Any]) -> bool:
     """Whether the coroutine ends without waiting. It is run that far, and its result is dropped."""
     try:
-        immediate(coroutine)
-    except RuntimeError:
-        return False
-    return True
+        coroutine.send(None)
+    except StopIteration:
+        return True
+    coroutine.close()
+    return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -136,13 +137,12 @@ class StreamRequest(TimedAttempt):
 
         Raises what grpc raises if the attempt was the last one.
         """
-        task = self._here.loop.create_task(waiting)
-        task.add_done_callback(_retrieve)
         turn = self._turn()
+        task = self._here.loop.create_task(waiting)
+        task.add_done_callback(partial(_resolve, turn))
         try:
-            await asyncio.wait({task, turn}, return_when=asyncio.FIRST_COMPLETED)
+            await turn
         finally:
-            turn.cancel()
             if not task.done():
                 task.cancel()
         if self._native is native:
@@ -290,7 +290,8 @@ class StreamRequest(TimedAttempt):
         return cancelled
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at a task's error, or asyncio would report that nobody did."""
+def _resolve(turn: asyncio.Future[None], task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        task.exception()
+        task.exception()  # or asyncio would report that nobody looked at it
+    if not turn.done():
+        turn.set_result(None)
