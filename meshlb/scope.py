@@ -12,7 +12,7 @@ from meshlb.node import Lease
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
 
-_LOCAL_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+LOCAL_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 """This process or host ran out of something: no endpoint's fault."""
 
 
@@ -29,7 +29,7 @@ def outcome_of(error: BaseException | None) -> Outcome:
     import socket  # not at the top: `import meshlb` must stay cheap
 
     reason = type(error).__name__
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in LOCAL_ERRNOS):
         return Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, reason=reason)
     if isinstance(error, ConnectionRefusedError | socket.gaierror):
         return Outcome(OutcomeKind.FAILURE, Sent.NOT_SENT, retryable=True, reason=reason)

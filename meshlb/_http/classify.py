@@ -28,17 +28,13 @@ Whether a retryable attempt may in fact be made again is decided from idempotenc
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from meshlb.model import CANCELLED, OK, Outcome, OutcomeKind, Sent
-from meshlb.scope import outcome_of
-
-_LOCAL_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-"""This process or host ran out of something: no endpoint's fault."""
+from meshlb.scope import LOCAL_ERRNOS, outcome_of
 
 _LONGEST_RETRY_AFTER: Final = 86_400.0
 """A longer Retry-After means the same as a day, and is not worth overflowing something."""
@@ -139,7 +135,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def _is_local(error: BaseException) -> bool:
-    return any(isinstance(cause, OSError) and cause.errno in _LOCAL_ERRNOS for cause in _causes(error))
+    return any(isinstance(cause, OSError) and cause.errno in LOCAL_ERRNOS for cause in _causes(error))
 
 
 def _is_refused_stream(error: BaseException) -> bool:
