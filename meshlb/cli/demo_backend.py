@@ -7,6 +7,8 @@ demo.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
 import socket
 import sys
@@ -104,7 +106,9 @@ def main() -> None:
     options = parser.parse_args()
     behaviour = Behaviour(options.id, options.delay, options.fail)
     serve = serve_http if options.protocol == "http" else serve_grpc
-    print(f"port {serve(behaviour, options.port)}", flush=True)
+    said = f"port {serve(behaviour, options.port)}\n".encode()
+    with contextlib.suppress(BrokenPipeError):  # the demo was ended while this server started
+        os.write(sys.stdout.fileno(), said)
     sys.stdin.read()
 
 

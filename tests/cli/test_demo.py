@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -158,3 +159,15 @@ def test_version_and_help():
     assert re.fullmatch(r"meshlb \d+\.\d+\.\d+\n", meshlb("--version").out)
     assert "demo" in meshlb("--help").out
     assert meshlb().status == 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_server_of_a_demo_that_has_ended_meanwhile_ends_without_a_word(protocol: str):
+    command = [sys.executable, "-m", "meshlb.cli.demo_backend", protocol, "--id", "shop-1"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert server.stdin and server.stdout and server.stderr
+    server.stdout.close()
+    server.stdin.close()
+    with server, server.stderr:
+        assert server.stderr.read() == b""
+    assert server.returncode == 0
