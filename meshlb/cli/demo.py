@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from types import FrameType
 from typing import Any, Final
 
 from rich.console import Console
@@ -32,25 +33,44 @@ _SHARE_WINDOW: Final = 4
 def run_demo(*, seconds: float, consul: str | None, policy: str, plain: bool) -> int:
     """Run it; returns the exit status: 0 if no call failed for its caller, 1 if one did, 2 if it could not be run."""
     console = Console()
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # to pass through every `finally`: servers and agent end too
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    ending = _Ending()
     logging.getLogger("meshlb").setLevel(logging.ERROR)  # what it would warn of is what the table shows
     try:
         config = ServiceConfig(policy=policy)
         registry: Registry = EmbeddedRegistry() if consul is None else ConsulRegistry(consul)
         console.print(f"starting {len(FLEET)} servers ...", highlight=False)
         with registry:
-            servers = start_fleet()
+            servers = start_fleet(ending.check)
             try:
                 registry.register(servers)
-                return _Demo(console, registry, servers, config, seconds, plain=plain).run()
+                ending.check()
+                return _Demo(console, registry, servers, config, seconds, ending, plain=plain).run()
             finally:
                 stop_fleet(servers)
     except (MeshError, RuntimeError) as error:
         print(f"meshlb demo: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+
+
+class _Ending:
+    """Notes a signal that asks the demo to end, until the demo comes to ``check``: an exception out of the handler
+    itself could come in the middle of an import, whose lock nobody would ever release. A second one does end it there.
+    """
+
+    def __init__(self) -> None:
+        self._status: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._status is not None:
+            self.check()
+        self._status = 128 + number
+
+    def check(self) -> None:
+        """Raise SystemExit if the demo is to end: through every ``finally``, so that servers and agent end too."""
+        if self._status is not None:
+            sys.exit(self._status)
 
 
 class _Demo:
@@ -61,9 +81,11 @@ class _Demo:
         servers: list[Server],
         config: ServiceConfig,
         seconds: float,
+        ending: _Ending,
         *,
         plain: bool,
     ) -> None:
+        self._ending = ending
         self._console = console
         self._registry = registry
         self._servers = servers
@@ -99,6 +121,7 @@ class _Demo:
             services = mesh.snapshot()
             self._view.show(elapsed, services, self._shares(services), traffic.calls)
             time.sleep(_TICK)
+            self._ending.check()
 
     def _kill(self) -> None:
         for server in self._servers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -73,14 +74,15 @@ class Server:
                     pipe.close()
 
 
-def start_fleet() -> list[Server]:
-    """Start every server of the fleet, side by side."""
+def start_fleet(between: Callable[[], object]) -> list[Server]:
+    """Start every server of the fleet, side by side. ``between`` is called after each one, and may raise."""
     servers = [Server(role) for role in FLEET]
     try:
         for server in servers:
             server.launch()
         for server in servers:
             server.ready()
+            between()
     except BaseException:
         stop_fleet(servers)
         raise
