@@ -6,7 +6,8 @@
     client = httpx.Client(transport=meshlb.httpx.MeshTransport(mesh))
     channel = meshlb.grpc.insecure_channel("consul:///orders", mesh=mesh)
 
-The adapters are modules of their own (``meshlb.httpx``, ``meshlb.httpx2``, ``meshlb.grpc``, ``meshlb.grpc.aio``):
+The adapters are modules of their own (``meshlb.httpx``, ``meshlb.httpx2``, ``meshlb.grpc``, ``meshlb.grpc.aio``,
+``meshlb.tcp``):
 this package imports neither grpc nor httpx.
 """
 
@@ -26,14 +27,28 @@ from meshlb.errors import (
     DeadlineExceeded,
     DiscoveryError,
     DiscoveryTimeout,
+    LimitExceeded,
     MeshClosed,
     MeshError,
     NoEndpoints,
+    SessionLost,
+    Throttled,
 )
 from meshlb.mesh import Mesh
 from meshlb.model import CallContext, Endpoint, Outcome, OutcomeKind, Sent, Status
 from meshlb.node import Lease
-from meshlb.resilience import Breaker, Retry, RetryBudget
+from meshlb.resilience import AdaptiveThrottling, Breaker, Hedge, Retry, RetryBudget
+from meshlb.serving import deadline
+from meshlb.topology import (
+    DeterministicAperture,
+    Failover,
+    NearestByDistance,
+    NearestByRegion,
+    NearestByRTT,
+    RendezvousSubset,
+    SlowStart,
+    Zones,
+)
 
 if TYPE_CHECKING:
     from meshlb.affinity import Cookie, ForwardedFor, Header, PathSegment, QueryParameter, hash_key
@@ -44,10 +59,14 @@ if TYPE_CHECKING:
         LeastConnections,
         LeastResponseTime,
         Prequal,
+        Probes,
         Random,
         RoundRobin,
         WeightedRoundRobin,
     )
+    from meshlb.health import CheckTLS, FunctionCheck, GrpcCheck, HttpCheck, TcpCheck
+    from meshlb.resilience import Gradient2, Limits, OutlierDetection, StateChange
+    from meshlb.sessions import StickyCookie, StickyKey
 
 _LATER = {
     **dict.fromkeys(
@@ -69,18 +88,24 @@ _LATER = {
             "LeastConnections",
             "LeastResponseTime",
             "Prequal",
+            "Probes",
             "Random",
             "RoundRobin",
             "WeightedRoundRobin",
         ),
         "meshlb.balancing",
     ),
+    **dict.fromkeys(("Gradient2", "Limits", "OutlierDetection", "StateChange"), "meshlb.resilience"),
+    **dict.fromkeys(("StickyCookie", "StickyKey"), "meshlb.sessions"),
+    **dict.fromkeys(("CheckTLS", "FunctionCheck", "GrpcCheck", "HttpCheck", "TcpCheck"), "meshlb.health"),
 }
 """Options that few programs name. They are imported when they are, so that `import meshlb` is cheap."""
 
 __all__ = [
+    "AdaptiveThrottling",
     "Breaker",
     "CallContext",
+    "CheckTLS",
     "CircuitOpen",
     "ClientWeightedRoundRobin",
     "Cluster",
@@ -88,33 +113,57 @@ __all__ = [
     "ConsistentHash",
     "Cookie",
     "DeadlineExceeded",
+    "DeterministicAperture",
     "DiscoveryError",
     "DiscoveryTimeout",
     "Endpoint",
     "ForwardedFor",
+    "FunctionCheck",
+    "Gradient2",
+    "GrpcCheck",
     "Header",
+    "Hedge",
+    "HttpCheck",
     "IPHash",
     "Lease",
     "LeastConnections",
     "LeastResponseTime",
+    "LimitExceeded",
+    "Limits",
     "Mesh",
     "MeshClosed",
     "MeshError",
     "NoEndpoints",
     "Outcome",
     "OutcomeKind",
+    "OutlierDetection",
     "PathSegment",
     "Policy",
     "Prequal",
+    "Probes",
     "QueryParameter",
     "Random",
+    "Failover",
+    "NearestByDistance",
+    "NearestByRTT",
+    "NearestByRegion",
+    "RendezvousSubset",
     "Retry",
     "RetryBudget",
     "RoundRobin",
     "Sent",
     "ServiceConfig",
+    "SessionLost",
+    "StateChange",
+    "StickyCookie",
+    "StickyKey",
+    "SlowStart",
+    "Zones",
     "Status",
+    "TcpCheck",
+    "Throttled",
     "WeightedRoundRobin",
+    "deadline",
     "default_mesh",
     "hash_key",
     "register_policy",

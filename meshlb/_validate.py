@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import ascii_letters, digits
 from typing import Final
 
 from meshlb.errors import ConfigError
@@ -9,6 +10,9 @@ from meshlb.errors import ConfigError
 _LARGEST: Final = 1e15
 """Bound of every number that has no closer one. Far beyond it a clock loses its fractions, the sum of a few becomes
 infinite, and an int may not even be a float any more."""
+
+_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~" + ascii_letters + digits)
+"""The characters of a token (RFC 9110 5.6.2)."""
 
 _SHORTEST: Final = 1e-6
 """Seconds. A shorter duration is a mistake (no timer keeps it), and dividing by it would be one too."""
@@ -49,6 +53,12 @@ def text(field: str, value: object) -> None:
     """Require a str, not bytes. Raises ConfigError naming ``field``."""
     if not isinstance(value, str):
         raise ConfigError(f"{field}: {value!r} is not a string")
+
+
+def header_name(field: str, value: object) -> None:
+    """Require the name of an HTTP header (RFC 9110 5.1: a token), or None. Raises ConfigError naming ``field``."""
+    if value is not None and not (isinstance(value, str) and value and _TOKEN.issuperset(value)):
+        raise ConfigError(f"{field}: {value!r} is not the name of a header (or None)")
 
 
 def _shown(value: float) -> str:

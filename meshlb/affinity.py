@@ -22,6 +22,7 @@ from typing import Protocol
 from meshlb._validate import integer
 from meshlb.errors import ConfigError
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
+from meshlb.sessions import SessionTable
 
 logger = logging.getLogger("meshlb.affinity")
 
@@ -188,6 +189,8 @@ class Keyed(Protocol):
     """What is read of a service: whether its policy hashes a key at all, and where to look for one."""
 
     hashes: bool
+    sessions: SessionTable | None
+    """Where the sessions of keys are kept, if there are such."""
     hashes_callers: bool
     """Whether a missing key is made up for by the address of the caller that is being served."""
     key_sources: tuple[KeySource, ...]
@@ -214,7 +217,9 @@ def call_context(
                 break
     if key is None and cluster.hashes_callers:
         key = _caller_address.get()
-    return NO_CONTEXT if key is None else CallContext(key, method)
+    if key is None:
+        return NO_CONTEXT
+    return CallContext(key, method, session=None if cluster.sessions is None else cluster.sessions.session(key))
 
 
 def _require_name(field: str, name: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -11,18 +12,28 @@ from typing import TYPE_CHECKING, Any
 from meshlb.affinity import call_context
 from meshlb.discovery.base import ServiceQuery
 from meshlb.endpoint_set import Background, ClusterListener, EndpointSet
-from meshlb.errors import MeshClosed, MeshError
+from meshlb.errors import ConfigError, LimitExceeded, MeshClosed, MeshError, SessionLost, Throttled
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
 from meshlb.node import Lease
-from meshlb.resilience import TokenBudget
+from meshlb.probing import Probing
+from meshlb.resilience import AdaptiveThrottle, TokenBudget
+from meshlb.resilience.breaker import BreakerState
+from meshlb.resilience.hedge import HedgeTimer
+from meshlb.resilience.queueing import Queueing
+from meshlb.resilience.throttle import RetryThrottle
 from meshlb.scope import LeaseScope
-from meshlb.unavailable import why_unavailable
+from meshlb.serving import note_in_vain
+from meshlb.sessions import CookieSessions, SessionTable, StickyCookie, StickyKey
+from meshlb.unavailable import describe_limits, why_unavailable
 
 if TYPE_CHECKING:
     from meshlb.affinity import KeySource
     from meshlb.balancing.orca import LoadReport
     from meshlb.config import ServiceConfig
     from meshlb.node import Node
+    from meshlb.resilience import ConcurrencyLimiter, Hedge, RetryThrottling, StallMonitor
+    from meshlb.serving import Surroundings
+    from meshlb.view import View
 
 __all__ = ["Background", "Cluster", "ClusterListener"]
 
@@ -45,60 +56,112 @@ class Cluster(EndpointSet):
         random: Random,
         background: Background,
         on_resume: Callable[[], None] | None = None,
+        stalls: StallMonitor | None = None,
     ) -> None:
         self.budget: TokenBudget | None = None
+        self.throttling: AdaptiveThrottle | None = None
+        """What refuses calls here while the service turns most of them away."""
         self.retries = 0
         """Attempts beyond the first of their call."""
-        super().__init__(query, config, clock=clock, random=random, background=background, on_resume=on_resume)
+        self.probing: Probing | None = None
+        """Where adapters enter what makes explicit probes; None if the policy wants none."""
+        super().__init__(
+            query, config, clock=clock, random=random, background=background, on_resume=on_resume, stalls=stalls
+        )
 
-        self.hashes: bool = getattr(self.policy, "uses_key", False)
-        """Whether the policy looks at a call's key, so that looking for one is worth it."""
+        self.sessions = SessionTable(config.sticky, clock) if isinstance(config.sticky, StickyKey) else None
+        """Where the sessions of keys are kept, if there are such."""
+        self.cookies = CookieSessions(config.sticky) if isinstance(config.sticky, StickyCookie) else None
+        """What reads and writes the cookies of sessions, if there are such."""
+        self.hashes: bool = getattr(self.policy, "uses_key", False) or self.sessions is not None
+        """Whether a call's key is looked at, by the policy or for its session, so that looking for one is worth it."""
+        self.reads_calls: bool = self.hashes or self.cookies is not None
+        """Whether what a call carries, a key or a cookie, says where it goes."""
         self.hashes_callers: bool = getattr(self.policy, "hashes_callers", False)
         self.key_sources: tuple[KeySource, ...] = config.hash_on  # type: ignore[assignment]  # ServiceConfig made it one
         self.wants_reports: bool = getattr(self.policy, "wants_reports", False)
         """Whether the policy goes by what endpoints report of their load, so that looking for it is worth it."""
+        if (probes := getattr(self.policy, "probes", None)) is not None:
+            self.probing = Probing(self, probes)
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
+        if self.probing is not None:
+            self.probing.after_fork_in_child()
         self.retries = 0
         self._retries_lock = threading.Lock()
         retry = self.config.retry
         if retry is not None and retry.budget is not None:
             self.budget = TokenBudget(retry.budget, self.clock)
+        if self.config.throttling is not None:
+            self.throttling = AdaptiveThrottle(self.config.throttling, self.clock, self._random)
+        self._retry_throttles: dict[RetryThrottling, RetryThrottle] = {}
+        self._hedge_timers: dict[tuple[str, Hedge], HedgeTimer] = {}
 
     # -- calls -------------------------------------------------------------------------------------------------
 
     def try_start(self, context: CallContext = NO_CONTEXT) -> Lease | None:
-        """Begin a call's first attempt without waiting; None if no endpoint can be had at once."""
+        """Begin a call's first attempt without waiting; None if no endpoint can be had at once.
+
+        Raises Throttled if the call is refused (only with ``config.throttling``).
+        """
+        if self.throttling is not None and not self.throttling.admit():
+            note_in_vain()
+            raise Throttled(
+                f"service '{self.query}': refused here, without an attempt: the service turns most calls away "
+                "(ServiceConfig.throttling)"
+            )
         view = self._view
-        node = view.picker.pick(context)
-        if node is None or (lease := node.begin(view.panic)) is None:
+        sticky = self.stickiness
+        node = view.picker.pick(context) if sticky is None else sticky.choose(view, context)
+        if node is None or (lease := node.begin(view.panic and view.forces(node))) is None:
             if self._dormant:
                 self._resume()
             lease = self.try_again(context)
             if lease is None:
                 return None
+        elif sticky is not None:
+            sticky.settle(context, node)
         if self.budget is not None:
             self.budget.deposit(lease.started)
         return lease
 
-    def try_again(self, context: CallContext) -> Lease | None:
-        """Begin a further attempt, outside ``context.excluded`` and past blocked endpoints; None if there is none."""
+    def try_again(self, context: CallContext, *, granted: bool = False) -> Lease | None:
+        """Begin a further attempt, outside ``context.excluded`` and past blocked endpoints; None if there is none.
+        ``granted``: it is the call's turn in the queue of the limits."""
+        limiter, sticky = self.limiter, self.stickiness
+        rebuilt = False
         while True:
             view = self._view
+            pick = view.picker.pick if sticky is None else functools.partial(sticky.choose, view)
+            if limiter is not None and (self._closed or self._barred(limiter, view, granted=granted)):
+                return None
             refused: set[object] = set(context.excluded)
-            narrowed = CallContext(context.key, context.method, refused)
-            while (node := view.picker.pick(narrowed)) is not None and node not in refused:
-                if (lease := node.begin(view.panic)) is not None:
+            narrowed = context.excluding(refused)
+            while (node := pick(narrowed)) is not None and node not in refused:
+                if (lease := node.begin(view.panic and view.forces(node), granted=granted)) is not None:
+                    if sticky is not None:
+                        sticky.settle(context, node)
                     return lease
+                if limiter is not None and limiter.bars(granted=granted):
+                    return None
                 refused.add(node)
             if view is not self._view:
                 continue
-            if view.panic or not any(node.is_open for node in view.nodes):
+            if rebuilt or view.panic or not any(node.is_open for node in view.nodes):
                 return None
             # Breakers have opened that the control loop has not come to yet. Without them the view may be one of panic,
             # in which there is somebody to call after all.
+            rebuilt = True
             self._rebuild()
+
+    def _barred(self, limiter: ConcurrencyLimiter, view: View, *, granted: bool) -> bool:
+        if limiter.bars(granted=granted):
+            return True
+        if limiter.limits_endpoints and view.nodes and all(node.is_full for node in view.nodes):
+            limiter.refuse()  # without asking each of them, one pick after the other
+            return True
+        return False
 
     def observe_report(self, node: Node, report: LoadReport | None) -> None:
         """Hand on what an endpoint reported of its load with a response; None if that made no sense."""
@@ -114,6 +177,30 @@ class Cluster(EndpointSet):
         with self._retries_lock:
             self.retries += 1
 
+    def limited(self, around: Surroundings, timeout: float | None) -> float | None:
+        """Seconds that a call may take which would have ``timeout`` by itself, given what surrounds it; 0 or less: it
+        must not begin. To be asked once for each call: one that is made for a retry counts as one here, too."""
+        if self.budget is not None and around.previous_attempts:
+            self.budget.charge()
+        return around.limited(timeout)
+
+    def retry_throttle(self, options: RetryThrottling) -> RetryThrottle:
+        """The token bucket of gRFC A6 with these options, one for the whole service. A new one begins as full as the
+        one before it."""
+        throttle = self._retry_throttles.get(options)
+        if throttle is None:
+            with self._retries_lock:
+                previous = next(reversed(self._retry_throttles.values()), None)
+                throttle = self._retry_throttles.setdefault(options, RetryThrottle(options, previous))
+        return throttle
+
+    def hedge_timer(self, method: str, options: Hedge) -> HedgeTimer:
+        """How long calls of a method wait before they are hedged; ``method`` may be any name of a kind of calls."""
+        timer = self._hedge_timers.get((method, options))
+        if timer is None:
+            timer = self._hedge_timers.setdefault((method, options), HedgeTimer(options, self.clock))
+        return timer
+
     def start(self, context: CallContext = NO_CONTEXT, *, timeout: float | None = None, patient: bool = False) -> Lease:
         """Begin a call's first attempt, blocking this thread for the registry's first answer if need be.
 
@@ -122,16 +209,24 @@ class Cluster(EndpointSet):
 
         Raises NoEndpoints or CircuitOpen if there is nobody to call, DiscoveryTimeout if the registry's first answer
         takes longer than ``config.discovery_timeout`` or ``timeout``, DiscoveryError if it failed until then,
-        MeshClosed after close.
+        Throttled or LimitExceeded if it is refused here, MeshClosed after close.
         """
         deadline: float | None = None
         waited = False
+        began = 0.0 if timeout is None else self.clock()
         while True:
             # In this order: what changes after these two reads wakes the wait below, or is seen by the pick.
             changed, settled = self._changed, self._settled
+            refusals = self._refusals()
             lease = self.try_start(context)
             if lease is not None:
                 return lease
+            if (lost := self.lost_session(context)) is not None:
+                raise lost
+            if refusals != self._refusals():
+                lease = self._queued(self._queueing(context, began, timeout).run())
+                if lease is not None:
+                    return lease
             if not waited:
                 deadline, waited = self._patience(timeout, patient=patient), True
             changed.wait(self._remaining(deadline, hopeless=settled and not patient))
@@ -142,11 +237,19 @@ class Cluster(EndpointSet):
         """``start`` for a task of an asyncio or trio loop."""
         deadline: float | None = None
         waited = False
+        began = 0.0 if timeout is None else self.clock()
         while True:
             changed, settled = self._changed, self._settled
+            refusals = self._refusals()
             lease = self.try_start(context)
             if lease is not None:
                 return lease
+            if (lost := self.lost_session(context)) is not None:
+                raise lost
+            if refusals != self._refusals():
+                lease = self._queued(await self._queueing(context, began, timeout).run_async())
+                if lease is not None:
+                    return lease
             if not waited:
                 deadline, waited = self._patience(timeout, patient=patient), True
             await changed.wait_async(self._remaining(deadline, hopeless=settled and not patient))
@@ -159,6 +262,42 @@ class Cluster(EndpointSet):
         what a hash policy hashes. Entering raises what ``start`` raises.
         """
         return LeaseScope(self, call_context(self, key), timeout)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a call that could not be started may be, impatient as it is, if it waits: for the registry's first
+        answer, or for a place within the limits."""
+        return self._answered_at is None or (self.limiter is not None and self.limiter.may_wait)
+
+    def _refusals(self) -> int:
+        return 0 if self.limiter is None else self.limiter.refusals
+
+    def _queueing(self, context: CallContext, began: float, timeout: float | None) -> Queueing[Lease]:
+        limiter = self.limiter
+        assert limiter is not None  # it has just refused an attempt
+        until = self.clock() + limiter.options.queue_timeout
+        if timeout is not None:
+            until = min(until, began + timeout)
+        return Queueing(
+            limiter,
+            lambda: self.try_again(context, granted=True),
+            lambda: until - self.clock(),
+            lambda why: LimitExceeded(f"{describe_limits(self.query, limiter)}, and {why}"),
+        )
+
+    def _queued(self, lease: Lease | None) -> Lease | None:
+        if lease is not None and self.budget is not None:
+            self.budget.deposit(lease.started)
+        return lease
+
+    def lost_session(self, context: CallContext) -> SessionLost | None:
+        """The error of a call whose session may not move and whose instance is gone, if this is one."""
+        if self.stickiness is None or not self._settled or not self.stickiness.lost(self._view, context):
+            return None
+        return SessionLost(
+            f"service '{self.query}': the instance of this session is gone, and ServiceConfig.sticky has "
+            'when_gone="fail"; begin a new session'
+        )
 
     def _patience(self, timeout: float | None, *, patient: bool) -> float | None:
         limit = None if patient else self.config.discovery_timeout
@@ -176,19 +315,55 @@ class Cluster(EndpointSet):
             raise self.unavailable()
         return remaining
 
-    def unavailable(self) -> MeshError:
-        """The error that says why no endpoint can be had now, and what to do."""
+    def unavailable(self, context: CallContext = NO_CONTEXT) -> MeshError:
+        """The error that says why no endpoint can be had now, by the call with this context, and what to do."""
         if self._closed:
             return MeshClosed(
                 f"service '{self.query}': the mesh is closed; make the call before Mesh.close(), or make a new Mesh"
             )
+        if (lost := self.lost_session(context)) is not None:
+            return lost
         return why_unavailable(
             self.query,
             self.nodes,
             answered=self._answered_at is not None,
             error=self._last_error,
             patience=self.config.discovery_timeout,
+            limiter=self.limiter,
         )
+
+    # -- by hand -----------------------------------------------------------------------------------------------
+
+    def open_breaker(self, address: str, reason: str = "") -> None:
+        """Take an endpoint (``host:port``) out of rotation until ``close_breaker`` or ``reset_breaker``, even in panic
+        and whatever ``max_ejection_percent`` says. Calls that are under way there go on. ``reason``: for the snapshot.
+
+        Raises ConfigError if the service has no such endpoint, or no breakers; so do the three below.
+        """
+        self._set_breaker(address, BreakerState.FORCED_OPEN, reason)
+
+    def close_breaker(self, address: str) -> None:
+        """Let all calls to an endpoint through again, at once. Its breaker goes on judging, from nothing."""
+        self._set_breaker(address, BreakerState.CLOSED)
+
+    def disable_breaker(self, address: str, reason: str = "") -> None:
+        """Let all calls to an endpoint through, whatever becomes of them, until one of the other three is called."""
+        self._set_breaker(address, BreakerState.DISABLED, reason)
+
+    def reset_breaker(self, address: str) -> None:
+        """``close_breaker``, and forget all that was held against the endpoint: how often it has opened lately, and
+        whether it was ejected as an outlier."""
+        self._set_breaker(address, BreakerState.CLOSED, afresh=True)
+
+    def _set_breaker(self, address: str, state: BreakerState, reason: str = "", *, afresh: bool = False) -> None:
+        if self.config.breaker is None:
+            raise ConfigError(f"service '{self.query}': its ServiceConfig.breaker is None: there is no breaker to set")
+        nodes = [node for node in self.nodes if node.endpoint.address == address]
+        if not nodes:
+            known = ", ".join(sorted(node.endpoint.address for node in self.nodes)) or "none"
+            raise ConfigError(f"service '{self.query}': it has no endpoint {address!r}; its endpoints: {known}")
+        for node in nodes:
+            node.set_breaker(state, reason, afresh=afresh)
 
     # -- readiness ---------------------------------------------------------------------------------------------
 
@@ -218,6 +393,16 @@ class Cluster(EndpointSet):
         if self._dormant:
             self._resume()
         return bool(self._view.nodes) and not self._closed
+
+    def close(self) -> None:
+        super().close()
+        if self.probing is not None:
+            self.probing.close()
+
+    def _resume(self) -> None:
+        super()._resume()
+        if self.probing is not None:
+            self.probing.resume()
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the service as plain data (JSON types), for people and for exporters."""

@@ -16,8 +16,21 @@ from meshlb.balancing import Policy, resolve_policy
 from meshlb.config import ServiceConfig
 from meshlb.discovery import ConsulDiscovery, StaticDiscovery
 from meshlb.errors import ConfigError
+from meshlb.health import CheckTLS, GrpcCheck, HttpCheck, TcpCheck
 from meshlb.model import Endpoint, Status
-from meshlb.resilience import Breaker, Retry, RetryBudget
+from meshlb.resilience import (
+    AdaptiveThrottling,
+    Breaker,
+    Gradient2,
+    Hedge,
+    Limits,
+    OutlierDetection,
+    Retry,
+    RetryBudget,
+)
+from meshlb.sessions import StickyCookie, StickyKey
+from meshlb.topology import DeterministicAperture, Failover, RendezvousSubset, SlowStart, Zones
+from meshlb.topology.nearest import BY_NAME
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -25,8 +38,29 @@ Table = dict[str, Any]
 _TOP: Final = ("consul", "static", "defaults", "services", "consul_domain", "endpoint_metrics")
 _PATHS: Final = frozenset({"ca_file", "ca_path", "cert", "token_file", "last_known_good"})
 """Settings of [consul] that name files: relative to the file that they stand in, wherever the program is started."""
-_PARTS: Final[dict[str, type]] = {"retry": Retry, "breaker": Breaker, "budget": RetryBudget}
+_PARTS: Final[dict[str, type]] = {
+    "retry": Retry,
+    "breaker": Breaker,
+    "slow_start": SlowStart,
+    "budget": RetryBudget,
+    "hedge": Hedge,
+    "throttling": AdaptiveThrottling,
+    "outlier": OutlierDetection,
+    "limits": Limits,
+    "adaptive": Gradient2,
+    "tls": CheckTLS,
+    "failover": Failover,
+    "zones": Zones,
+}
 """Settings that are tables of their own. ``false`` switches such a part off, ``true`` takes its defaults."""
+_CHOICES: Final[dict[str, tuple[str, Mapping[str, type]]]] = {
+    "health_check": ("type", {"http": HttpCheck, "tcp": TcpCheck, "grpc": GrpcCheck}),
+    "sticky": ("type", {"cookie": StickyCookie, "key": StickyKey}),
+    "subset": ("name", {"rendezvous": RendezvousSubset, "deterministic_aperture": DeterministicAperture}),
+    "by": ("name", BY_NAME),
+}
+"""Settings that are one of several kinds: the key of the table that says which, and what makes each of the others.
+A function as a health check is for code."""
 _KEY_SOURCES: Final[dict[str, tuple[Callable[..., KeySource], str]]] = {
     "header": (Header, "name"),
     "cookie": (Cookie, "name"),
@@ -121,7 +155,7 @@ class _Reader:
         if "address" in given:
             parsed = self._make(where, Endpoint.parse, {"address": given.pop("address")})
             given = {"host": parsed.host, "port": parsed.port, **given}
-        for key in ("zone", "id", "node", "datacenter", "status_reason"):
+        for key in ("zone", "id", "node", "datacenter", "status_reason", "region"):
             if not isinstance(given.get(key, ""), str):
                 self._fail(where, f"{key}: {given[key]!r} is not a text")
         if not isinstance(given.get("meta", {}), dict):
@@ -153,6 +187,10 @@ class _Reader:
                 given[key] = self._build(f"{where}.{key}", _PARTS[key], part)
             elif key == "policy":
                 given[key] = self._policy(where, value)
+            elif options is CheckTLS and key in {"ca_file", "cert", "key"}:
+                given[key] = self._located(value)
+            elif key in _CHOICES and not (key == "by" and isinstance(value, str)):  # a way to make tiers is a text
+                given[key] = self._chosen(where, key, value)
             elif key in _STRATEGIES:
                 given[key] = self._strategy(where, key, value)
             elif key == "hash_on":
@@ -161,6 +199,18 @@ class _Reader:
             else:
                 given[key] = value
         return self._make(where, options, given)
+
+    def _chosen(self, where: str, key: str, value: Any) -> Any:
+        """Make what a table says which of several kinds it is. A mere name stands for a table of that alone."""
+        says, kinds = _CHOICES[key]
+        table = {"name": value} if says == "name" and isinstance(value, str) else value
+        chosen = table.get(says) if isinstance(table, dict) else None
+        if not isinstance(chosen, str) or chosen not in kinds:
+            if isinstance(value, dict):
+                value = {name: option for name, option in value.items() if name == says}  # a secret may stand beside it
+            self._fail(where, f"{key}: {value!r} is not a table with a '{says}' out of {', '.join(kinds)}")
+        options = {name: option for name, option in table.items() if name != says}
+        return self._build(f"{where}.{key}", kinds[chosen], options)
 
     def _policy(self, where: str, value: Any, key: str = "policy") -> Policy:
         if not isinstance(value, dict):
@@ -187,6 +237,8 @@ class _Reader:
                 options[key] = tuple(option)
             elif isinstance(option, dict) and isinstance(part := getattr(default, "name", None), str):
                 options[key] = self._policy(where, {"name": part, **option}, key)  # a policy that is made of another
+            elif isinstance(option, dict) and dataclasses.is_dataclass(default):
+                options[key] = self._build(f"{where}.{key}", type(default), option)
         return self._make(where, lambda **given: dataclasses.replace(policy, **given), options)
 
     def _key_source(self, where: str, value: Any) -> KeySource:

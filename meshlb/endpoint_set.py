@@ -15,20 +15,34 @@ from meshlb.balancing.ewma import PeakEwma
 from meshlb.change_log import ChangeLog
 from meshlb.control import weakly
 from meshlb.discovery.base import ServiceQuery
+from meshlb.health.state import HealthState
+from meshlb.limited_node import LimitedNode
 from meshlb.membership import Departure, Membership
 from meshlb.model import Endpoint
 from meshlb.node import Lease, Node, abandon
-from meshlb.resilience import CircuitBreaker, EjectionCap
+from meshlb.resilience import CircuitBreaker, ConcurrencyLimiter, EjectionCap, OutlierDetector, StateListener
+from meshlb.shares import Shares
+from meshlb.state_changes import StateChanges, why
+from meshlb.stickiness import Stickiness
 from meshlb.view import EMPTY_VIEW, View, build_view
 from meshlb.waiting import Signal
 
 if TYPE_CHECKING:
     from meshlb.config import ServiceConfig
+    from meshlb.health.monitor import HealthMonitor
+    from meshlb.place import Place
+    from meshlb.resilience import StallMonitor
+    from meshlb.tiering import Tiering
 
 logger = logging.getLogger("meshlb.cluster")
 
 _SHORTEST_DELAY: Final = 0.01
 """Seconds to the second look at a breaker whose timer came early."""
+
+
+_CHECKS_PAUSE: Final = 50e-6
+"""Seconds, for each endpoint, from a health check that changes the view to its rebuild, which takes 2 to 5 us of them.
+In an outage the checks of thousands of endpoints fail one by one; this way they take a tenth of the loop's time."""
 
 
 class Background(Protocol):
@@ -50,6 +64,10 @@ class ClusterListener(Protocol):
         """The endpoint is out of the set, and has no attempt any more, or none that may go on."""
         ...
 
+    def endpoint_unused(self, node: Node) -> None:
+        """The endpoint is out of this process's subset and has lost its last attempt; it may be used again later."""
+        ...
+
 
 class EndpointSet:
     """The endpoints of one service and their live state, kept up to date off the call path.
@@ -67,8 +85,13 @@ class EndpointSet:
         random: Random,
         background: Background,
         on_resume: Callable[[], None] | None = None,
+        stalls: StallMonitor | None = None,
     ) -> None:
         self.query = query
+        self.stalls = stalls
+        """Knows when this process stood still; None: it never did (a simulation)."""
+        self.limiter: ConcurrencyLimiter | None = None
+        """What bounds the attempts under way; None: nothing does."""
         self.config = config
         self.clock = clock
         policy: Policy = config.policy  # type: ignore[assignment]  # a name was resolved by ServiceConfig
@@ -78,7 +101,25 @@ class EndpointSet:
         self._background = background
         self._on_resume = on_resume
         self._listeners: weakref.WeakSet[ClusterListener] = weakref.WeakSet()
-        self._members = Membership(self._make_node, config.max_ejection_percent)
+        tiered = config.failover  # another tier can take over, so its own limit counts
+        percent = config.max_ejection_percent if tiered is None else tiered.max_ejection_percent
+        self._members = Membership(self._make_node, percent)
+        self._shares: Shares | None = None
+        if config.slow_start is not None or config.subset is not None:
+            self._shares = Shares(config, random)
+        self._state_changes = StateChanges(str(query), () if config.breaker is None else config.breaker.listeners)
+        self._outliers: OutlierDetector[Node] | None = None
+        if config.outlier is not None:
+            self._outliers = OutlierDetector(config.outlier, random)
+        self.tiering: Tiering | None = None
+        """What moves the tiers and zones of a service that has them."""
+        if config.failover is not None or config.zones is not None:
+            from meshlb.tiering import Tiering  # with all its arithmetic, which few services need
+
+            rebuild = weakly(EndpointSet._rebuild, self)
+            self.tiering = Tiering(config, query.service, clock=clock, later=background.call_later, rebuild=rebuild)
+        self.stickiness = None if config.sticky is None else Stickiness(config.sticky)
+        """Where the calls of sticky sessions go; None for a service without."""
         self._abandoned: deque[Lease] = deque()
         self._view = EMPTY_VIEW
         self._version = 0
@@ -93,17 +134,32 @@ class EndpointSet:
 
     def _start_afresh(self) -> None:
         self.ejections = 0
-        """How often a breaker has taken an endpoint out, failed probes included."""
+        """How often a breaker has taken an endpoint out, failed probes included, or outlier detection."""
+        self._sweeping = False
+        """The timer of outlier detection runs."""
+        if self.config.limits is not None:
+            self.limiter = ConcurrencyLimiter(self.config.limits)
         self._lock = threading.RLock()
         self._changed = Signal()
         self._stale = False
         """A rebuild of the view is under way already, and will see what has changed until then."""
+        self._rescaling = False
+        """A timer runs that builds the view anew because of slow start."""
         self._log = ChangeLog(logger, self.clock)
+        self.monitor: HealthMonitor | None = None
+        """Makes the active checks, on the control loop."""
 
     def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
         options = self.config.breaker
         breaker = None if options is None else CircuitBreaker(options, self._random)
-        return Node(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap)
+        health = None if self.config.health_check is None else HealthState(self.config.health_check)
+        kind = Node if self.limiter is None else LimitedNode
+        return kind(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap, health=health)
+
+    @property
+    def random(self) -> Random:
+        """The source of all that is left to chance for this service."""
+        return self._random
 
     @property
     def service(self) -> str:
@@ -126,6 +182,11 @@ class EndpointSet:
         return None if self._answered_at is None else max(0.0, self.clock() - self._answered_at)
 
     @property
+    def subset(self) -> dict[str, Any] | None:
+        """Which part of the service this process uses, as plain data; None if all of it."""
+        return None if self._shares is None else self._shares.describe_subset()
+
+    @property
     def closed(self) -> bool:
         return self._closed
 
@@ -142,11 +203,27 @@ class EndpointSet:
                 self._swap_view()
             self._answered_at = self.clock()
             self._last_error = None
-            self._settled = True
+            self._settled = not self._awaits_checks()
+            if self.monitor is not None:
+                self._background.call_soon(self.monitor.endpoints_changed)
             if changed or first:
                 self._announce()
             for node in gone:
                 self._retire(node)
+            self._sweep_later()
+
+    def peers_changed(self, peers: Sequence[Endpoint]) -> None:
+        """Take over the instances of this process's own service, by which it finds its place in the subsets."""
+        with self._lock:
+            if self._shares is not None and self._shares.peers_changed(peers):
+                self._rebuild_soon()
+            if self.tiering is not None and self.tiering.peers_changed(peers):
+                self._rebuild_soon()
+
+    def place_changed(self, place: Place) -> None:
+        """Take over where this process is, by which tiers and zones are near or far."""
+        if self.tiering is not None:
+            self.tiering.place_changed(place)
 
     def failed(self, error: Exception) -> None:
         """Note that the registry could not be asked; what is known stays in use."""
@@ -177,13 +254,22 @@ class EndpointSet:
             departure = self._members.departure_of(node)
         if departure is not None and node.in_flight == 0:
             self._dismiss(departure)
+        elif departure is None:
+            self._tell_unused(node)
 
     def _tell_removed(self, node: Node) -> None:
+        self._tell(node, lambda listener: listener.endpoint_removed(node))
+
+    def _tell_unused(self, node: Node) -> None:
+        if node.out_of_subset:  # and not in it again since
+            self._tell(node, lambda listener: listener.endpoint_unused(node))
+
+    def _tell(self, node: Node, tell: Callable[[ClusterListener], object]) -> None:
         with self._lock:  # a WeakSet must not grow while it is read
             listeners = tuple(self._listeners)
         for listener in listeners:
             try:
-                listener.endpoint_removed(node)
+                tell(listener)
             except Exception:
                 logger.exception("%s: %r could not let go of %s", self.query, listener, node.endpoint.address)
 
@@ -201,6 +287,7 @@ class EndpointSet:
         address, reason = node.endpoint.address, breaker.reason
         self._log.write(logging.WARNING, self.query, "%s is out for %.1f s: %s", address, duration, reason)
         self._probe_later(node, breaker.retry_at, duration)
+        self._state_changes.note(node)
         self._rebuild_soon()
 
     def node_closed(self, node: Node) -> None:
@@ -210,7 +297,22 @@ class EndpointSet:
         if self._closed:
             return
         self._log.write(logging.INFO, self.query, "%s is back", node.endpoint.address)
+        self._state_changes.note(node)
         self._rebuild_soon()
+
+    def node_changed(self, node: Node) -> None:
+        self._soon(self._judged_anew, node)
+
+    def _judged_anew(self, node: Node) -> None:
+        if self._closed:
+            return
+        words = why(node) or "is back"
+        self._log.write(logging.WARNING, self.query, "%s: %s: %s", node.endpoint.address, node.judged.value, words)
+        self._state_changes.note(node)
+        self._rebuild_soon()
+
+    def excuses(self, started: float, now: float) -> bool:
+        return self.stalls is not None and self.stalls.excuses(started, now)
 
     def node_drained(self, node: Node) -> None:
         self._soon(self._dismiss_drained, node)
@@ -232,15 +334,54 @@ class EndpointSet:
 
     def _probe(self, node: Node, due: float) -> None:
         if node.poll_breaker():
+            self._state_changes.note(node)
             self._rebuild_soon()
         elif node.is_open and node.breaker is not None and node.breaker.retry_at == due:
             # The timer was early, by its clock or by ours. Without another one the endpoint would be out for ever.
             self._probe_later(node, due, max(due - self.clock(), _SHORTEST_DELAY))
 
+    def _sweep_later(self) -> None:
+        if self._outliers is not None and self.config.outlier is not None and not self._sweeping:
+            self._sweeping = True
+            self._background.call_later(self.config.outlier.interval, weakly(EndpointSet._sweep, self))
+
+    def _sweep(self) -> None:
+        with self._lock:
+            self._sweeping = False
+            if self._closed or self._outliers is None:
+                return
+            changed = self._outliers.sweep(self.clock(), self.nodes)
+            self.ejections += sum(bool(node.outlier) for node in changed)
+            self._sweep_later()
+        for node in changed:
+            self._judged_anew(node)
+
     def _soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Off the call path; or here and now, where no control loop is (a simulation, the child of a fork)."""
         if not self._background.call_soon(callback, *args):
             callback(*args)
+
+    # -- what active checks report (HealthOwner) ---------------------------------------------------------------
+
+    def health_checked(self, node: Node, *, affected: bool) -> None:
+        """Note a result that the node's health has taken in. ``affected``: the endpoint is out now, or is back."""
+        health, options = node.health, self.config.health_check
+        if self._closed or health is None or options is None:
+            return
+        if affected:
+            level, news = (logging.WARNING, "out") if health.failed else (logging.INFO, "in")
+            said = health.describe(self.clock())
+            self._log.write(level, self.query, "%s is %s: %s", node.endpoint.address, news, said)
+        # The breaker itself closes by real calls alone: a check may be too shallow to see what calls see.
+        probed = options.probe_on_success and health.passes and node.is_open and node.poll_breaker(now_at_once=True)
+        if (affected or probed) and not self._stale:
+            self._stale = True
+            delay = len(self.nodes) * _CHECKS_PAUSE
+            if self._background.call_later(delay, weakly(EndpointSet._rebuild, self)) is None:
+                self._rebuild()  # no control loop
+
+    def _awaits_checks(self) -> bool:
+        return any(node.is_unchecked for node in self.nodes)
 
     # -- the view ----------------------------------------------------------------------------------------------
 
@@ -249,7 +390,8 @@ class EndpointSet:
         clock of their own; with a control loop it happens by itself."""
         self._close_abandoned()
         for node in self.nodes:
-            node.poll_breaker()
+            if node.poll_breaker():
+                self._state_changes.note(node)
         self._rebuild()
 
     def _rebuild_soon(self) -> None:
@@ -262,6 +404,8 @@ class EndpointSet:
         with self._lock:
             self._stale = False
             if not self._closed:
+                if not self._settled and self._answered_at is not None:
+                    self._settled = not self._awaits_checks()
                 self._swap_view()
                 self._announce()
 
@@ -269,18 +413,42 @@ class EndpointSet:
         if self._dormant:
             return
         self._version += 1
-        self._view = build_view(
+        view = build_view(
             self.nodes,
             self.policy,
             self._environment,
             panic_threshold=self.config.panic_threshold,
             previous=self._view,
             version=self._version,
+            shares=self._shares,
+            topology=None if self.tiering is None else self.tiering.topology,
         )
+        if self.stickiness is not None:
+            view.hosts = self.stickiness.hosts(self.nodes, view.nodes)
+        self._view = view
+        if self.tiering is not None and view.layout is not None:
+            self.tiering.built(view.layout)
+        if self._shares is not None:
+            self._follow_up(self._shares)
+
+    def _follow_up(self, shares: Shares) -> None:
+        for node in shares.take_left():
+            self._soon(self._tell_unused, node)
+        if not self._rescaling and (delay := shares.next_change(self.clock())) is not None:
+            self._rescaling = True
+            self._background.call_later(delay, weakly(EndpointSet._rescale, self))
+
+    def _rescale(self) -> None:
+        with self._lock:
+            self._rescaling = False
+            if not self._closed:
+                self._swap_view()
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, Signal()
         changed.set()
+        if self.limiter is not None:
+            self.limiter.nudge()
 
     # -- surroundings ------------------------------------------------------------------------------------------
 
@@ -298,6 +466,17 @@ class EndpointSet:
         with self._lock:
             self._listeners.discard(listener)
 
+    def add_state_listener(self, listener: StateListener) -> None:
+        """Call ``listener`` with a ``StateChange`` whenever an endpoint is taken out of rotation, probed, or put back.
+
+        It is called on the control loop's thread, off every call's path, and must not block; what it raises is logged.
+        """
+        self._state_changes.add(listener)
+
+    def remove_state_listener(self, listener: StateListener) -> None:
+        """Undo ``add_state_listener``; an unknown listener is ignored."""
+        self._state_changes.remove(listener)
+
     # -- the end, and the child of a fork ----------------------------------------------------------------------
 
     def close(self) -> None:
@@ -309,6 +488,8 @@ class EndpointSet:
             gone = self._members.clear()
             self._view = EMPTY_VIEW
             self._announce()
+        if self.limiter is not None:
+            self.limiter.wake_all()
         self._close_abandoned()
         for node in gone:
             self._tell_removed(node)
@@ -321,7 +502,14 @@ class EndpointSet:
         """
         self._start_afresh()
         self._abandoned.clear()
+        self._state_changes.after_fork_in_child()
+        former = self._members.nodes
         self._members.after_fork_in_child()
+        if self._shares is not None:
+            heirs = {node: self._members.nodes[identity] for identity, node in former.items()}
+            self._shares.after_fork_in_child(self._random, heirs)
+        if self.tiering is not None:
+            self.tiering.after_fork_in_child()
         self._view = EMPTY_VIEW
         self._dormant = not self._closed
 
@@ -336,3 +524,4 @@ class EndpointSet:
                 node.poll_breaker(now_at_once=True)  # its timer stayed in the parent
             self._swap_view()
             self._announce()
+            self._sweep_later()

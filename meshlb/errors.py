@@ -8,7 +8,10 @@
     ├── DiscoveryError                      the registry failed and nothing is known of the service yet
     │   └── DiscoveryTimeout (TimeoutError) the registry did not answer in time
     ├── NoEndpoints                         the registry answered: there is nobody to call
-    │   └── CircuitOpen                     there are endpoints, but every one is out of rotation
+    │   ├── CircuitOpen                     there are endpoints, but every one is out of rotation
+    │   └── SessionLost                     there are endpoints, but not the one that the session is bound to
+    ├── Throttled                           refused here, since the service turns most calls away
+    ├── LimitExceeded                       refused here, since as much is under way as Limits allow
     └── DeadlineExceeded (TimeoutError)     the call's own deadline passed between attempts
 
 When an attempt really failed, the caller sees his own library's exception, untouched. The classes above are raised
@@ -45,6 +48,20 @@ class NoEndpoints(MeshError):
 
 class CircuitOpen(NoEndpoints):
     """There are instances, but every one of them is out of rotation (open breaker, failing check, draining)."""
+
+
+class SessionLost(NoEndpoints):
+    """The instance that the call's session is bound to is gone, and ``when_gone="fail"`` forbids another one."""
+
+
+class Throttled(MeshError):
+    """Refused by this process, before anything was sent: the service turns most calls away
+    (``ServiceConfig.throttling``). Retrying it at once makes the overload worse."""
+
+
+class LimitExceeded(MeshError):
+    """Refused by this process, before anything was sent: as many attempts are under way as ``ServiceConfig.limits``
+    allow, and there was no place in the queue, or none became free in time. No endpoint has failed."""
 
 
 class DeadlineExceeded(MeshError, TimeoutError):

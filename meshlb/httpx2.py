@@ -40,9 +40,12 @@ __all__ = [
     "DeadlineExceeded",
     "DiscoveryError",
     "DiscoveryTimeout",
+    "LimitExceeded",
     "MeshClosed",
     "MeshTransport",
     "NoEndpoints",
+    "SessionLost",
+    "Throttled",
 ]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
@@ -72,6 +75,21 @@ class CircuitOpen(NoEndpoints, errors.CircuitOpen):
     """There are instances, but every one of them is out of rotation."""
 
 
+class SessionLost(NoEndpoints, errors.SessionLost):
+    """The instance that the request's session is bound to is gone, and ``when_gone="fail"`` forbids another one."""
+
+
+class Throttled(RequestErrorMixin, errors.Throttled, httpx2.PoolTimeout):
+    """Refused here, without an attempt: the service turns most calls away (``ServiceConfig.throttling``).
+
+    A PoolTimeout, since that is the package's error for a limit of this process.
+    """
+
+
+class LimitExceeded(RequestErrorMixin, errors.LimitExceeded, httpx2.PoolTimeout):
+    """Refused here, without an attempt: as much is under way as ``ServiceConfig.limits`` allow."""
+
+
 class DeadlineExceeded(RequestErrorMixin, errors.DeadlineExceeded, httpx2.TimeoutException):
     """The time for the whole call was up before an attempt could be made, or before the response was complete."""
 
@@ -85,6 +103,9 @@ _BINDING: Final = Binding(
         errors.DiscoveryTimeout: DiscoveryTimeout,
         errors.NoEndpoints: NoEndpoints,
         errors.CircuitOpen: CircuitOpen,
+        errors.SessionLost: SessionLost,
+        errors.Throttled: Throttled,
+        errors.LimitExceeded: LimitExceeded,
         errors.DeadlineExceeded: DeadlineExceeded,
     },
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshlb import control
 from meshlb._validate import text
@@ -17,14 +18,19 @@ from meshlb.config import ServiceConfig
 from meshlb.discovery.base import Discovery, ServiceQuery
 from meshlb.errors import ConfigError, MeshClosed
 from meshlb.names import ServiceName, is_ip, normalise, parse_consul_name
+from meshlb.resilience import StallMonitor
+from meshlb.sources import Source, Sources
 from meshlb.telemetry import Telemetry
 from meshlb.waiting import Signal
+from meshlb.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
+
+    from meshlb.watch import ClusterSink, PeersSink
 _LAST_BREATH: Final = 0.1
 """Seconds that a thread whose loop has ended is waited for. It has nothing left to do."""
 
@@ -59,6 +65,8 @@ class Mesh:
         random: Random | None = None,
     ) -> None:
         self.discovery: Discovery = _default_discovery() if discovery is None else _require_discovery(discovery)
+        self._sources = Sources(self.discovery)
+        self._whereabouts = Whereabouts()
         self.defaults = _require_config("defaults", ServiceConfig() if defaults is None else defaults)
         if not isinstance(consul_domain, str) or not consul_domain.strip(". "):
             raise ConfigError(f"Mesh.consul_domain: {consul_domain!r} is not a domain name")
@@ -70,6 +78,7 @@ class Mesh:
         self._clusters: dict[ServiceQuery, Cluster] = {}
         self._by_host: dict[str, Cluster] = {}
         self._closed = False
+        self._stalls = StallMonitor(clock)
         self._start_afresh()
         self.telemetry = Telemetry(self, tracer_provider, meter_provider, endpoint_metrics=endpoint_metrics)
         control.on_fork(self)
@@ -77,7 +86,9 @@ class Mesh:
     def _start_afresh(self) -> None:
         self._lock = threading.RLock()
         self._loop: control.ControlLoop | None = None
-        self._tasks: dict[ServiceQuery, control.ControlTask] = {}
+        self._tasks: dict[object, control.ControlTask] = {}
+        # The program's own service as its registry shows it, for subsets that are reckoned from it.
+        self._peers: dict[ServiceQuery, PeersSink] = {}
         self._finished = Signal()
         """Set when everything that ``close`` ends has ended."""
         self._finalizer: weakref.finalize[..., Mesh] | None = None
@@ -95,16 +106,30 @@ class Mesh:
     # -- services ----------------------------------------------------------------------------------------------
 
     def cluster(
-        self, service: str, *, tag: str | None = None, datacenter: str | None = None, filter: str | None = None
+        self,
+        service: str,
+        *,
+        tag: str | None = None,
+        datacenter: str | None = None,
+        filter: str | None = None,
+        policy: str | None = None,
+        source: Source | None = None,
     ) -> Cluster:
         """The instances of a service; made, and its watch started, at the first call.
 
-        ``service`` is a name in the registry, or a Consul DNS name (``v2.orders.service.dc2.consul``).
+        ``service`` is a name in the registry, or a Consul DNS name (``v2.orders.service.dc2.consul``). ``policy``: the
+        name of one other than the service's configured policy; ``source``: where to ask instead of the mesh's own
+        discovery. With either, the state of the endpoints (load, latency, breakers) is not that of calls without it.
 
         Raises ConfigError for a name that cannot be one; after close MeshClosed, for a service that was in use at its
         first call.
         """
         query = self._query(normalise(service), tag, datacenter, filter)
+        if policy is not None and policy != self._config(query.service, query.tag, query.datacenter).policy.name:  # type: ignore[union-attr]  # resolved
+            query = replace(query, policy=policy)
+        if source is not None:
+            self._sources.add(source)
+            query = replace(query, source=source.name)
         cluster = self._clusters.get(query)
         return self._make_cluster(query) if cluster is None else cluster
 
@@ -191,13 +216,15 @@ class Mesh:
             for field in ("tag", "datacenter", "filter"):
                 if getattr(query, field) is not None:
                     text(f"Mesh.cluster({field})", getattr(query, field))
+            config = self._config(query.service, query.tag, query.datacenter)
             cluster = Cluster(
                 query,
-                self._config(query.service, query.tag, query.datacenter),
+                config if query.policy is None else replace(config, policy=query.policy),
                 clock=self.clock,
                 random=self._random,
                 background=self,
                 on_resume=self._resume,
+                stalls=self._stalls,
             )
             self._start_watch(cluster)
             self._clusters = {**self._clusters, query: cluster}
@@ -217,18 +244,58 @@ class Mesh:
         return None if loop is None else loop.call_later(delay, callback)
 
     def _start_watch(self, cluster: Cluster) -> None:
-        from meshlb.watch import ClusterSink, keep_watching  # with asyncio, which `import meshlb` leaves out
+        from meshlb.datacenters import watching  # with asyncio, which `import meshlb` leaves out
+        from meshlb.watch import ClusterSink, PeersSink
+
+        if cluster.tiering is not None and cluster.tiering.needs_place:
+            self._whereabouts.add(cluster, cluster.tiering.coordinates_interval)
+        self._watch(cluster.query, ClusterSink(cluster), cluster.query, watching(cluster, self._whereabouts))
+        self._follow_place()
+        config = cluster.config
+        for peers in {getattr(config.subset, "peers", None), getattr(config.zones, "peers", None)} - {None}:
+            meant = self._meant_by(normalise(peers))
+            query = ServiceQuery(meant.service, meant.tag, meant.datacenter)
+            sink = self._peers.get(query)
+            if sink is None:
+                sink = self._peers[query] = PeersSink()
+                self._watch(query, sink, sink)
+            sink.add(cluster)
+        check, loop = cluster.config.health_check, self._loop
+        if check is not None and loop is not None:
+            from meshlb.health.monitor import checking
+
+            self._tasks[cluster.query, "health"] = loop.run(
+                checking(check, cluster, self._random), f"meshlb-health-{cluster.query}"
+            )
+
+    def _follow_place(self) -> None:
+        """Find out where this process is, once there is a cluster that goes by it."""
+        loop, whereabouts, discovery = self._loop, self._whereabouts, self.discovery
+        if loop is not None and whereabouts.wanted and whereabouts not in self._tasks:
+            self._tasks[whereabouts] = loop.run(lambda: whereabouts.keep(discovery), "meshlb-place")
+
+    def _watch(
+        self,
+        query: ServiceQuery,
+        sink: ClusterSink | PeersSink,
+        key: ServiceQuery | PeersSink,
+        watch: Callable[..., Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        from meshlb.watch import keep_watching
 
         loop = self._loop
         if loop is None:
             loop = self._loop = control.acquire()
             # For a mesh that is dropped without close(). What it holds must not lead back to the mesh.
             self._finalizer = weakref.finalize(
-                self, control.shut_down, loop, self._tasks.values(), self.discovery.aclose, self._finished.set
+                self, control.shut_down, loop, self._tasks.values(), self._sources.aclose, self._finished.set
             )
             self._finalizer.atexit = False  # the control loop's own hook ends everything then
-        discovery, query, sink = self.discovery, cluster.query, ClusterSink(cluster)
-        self._tasks[query] = loop.run(lambda: keep_watching(discovery, query, sink), f"meshlb-watch-{query}")
+            if self.clock is time.monotonic:  # the beat is the control loop's; by another clock it would mean nothing
+                self._stalls.start(loop)
+        discovery, asked = self._sources.of(query), query.asked
+        watch = keep_watching if watch is None else watch
+        self._tasks[key] = loop.run(lambda: watch(discovery, asked, sink), f"meshlb-watch-{query}")
 
     def _resume(self) -> None:
         """Start the watches again, in the child of a fork, at the first use of a service there."""
@@ -245,6 +312,9 @@ class Mesh:
     def after_fork_in_child(self) -> None:
         """Forget the parent's control loop and locks; the first use in the child brings its own."""
         self._start_afresh()
+        self._sources.after_fork_in_child()
+        self._whereabouts.after_fork_in_child()
+        self._stalls.after_fork_in_child()
         if self._own_random:
             self._random.seed()  # or every child would make the parent's choices
         for cluster in self._clusters.values():
@@ -286,13 +356,14 @@ class Mesh:
                 return
             self._closed = True
             clusters, finalizer = self.clusters, self._finalizer
+        self._stalls.stop()
         self.telemetry.close()
         for cluster in clusters:
             cluster.close()
         if finalizer is not None:
             finalizer()
 
-    def __enter__(self) -> Mesh:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -300,7 +371,7 @@ class Mesh:
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> Mesh:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -63,6 +64,7 @@ class Endpoint:
     meta: Mapping[str, str] = field(default_factory=lambda: _NO_META, hash=False)
     status: Status = Status.PASSING
     status_reason: str = ""
+    region: str = ""
 
     def __post_init__(self) -> None:
         host = self.host
@@ -74,7 +76,7 @@ class Endpoint:
             raise ConfigError(f"Endpoint.port: {self.port!r} is not a port from 1 to 65535 (host {host!r})")
         number("Endpoint.weight", self.weight, above=0)
         number("Endpoint.weight", self.weight, least=_LEAST_WEIGHT, most=_MOST_WEIGHT)
-        for name in ("zone", "id", "node", "datacenter", "status_reason"):
+        for name in ("zone", "id", "node", "datacenter", "status_reason", "region"):
             text(f"Endpoint.{name}", getattr(self, name))
         if (
             isinstance(self.tags, str | bytes)
@@ -139,6 +141,10 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+LOCAL_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""This process or host ran out of something: no endpoint's fault."""
+
+
 class OutcomeKind(Enum):
     """Whose fault an attempt's end was; what the endpoint's state learns from it."""
 
@@ -171,6 +177,7 @@ class Outcome:
     means "do not retry"; ``hint_binds``: it is meant for the service (429, gRPC pushback), not for this instance alone
     (503 while shutting down), so a retry on another endpoint waits too. ``reason``: the error in a word or two ("503",
     "UNAVAILABLE", "ConnectError"): it becomes ``error.type`` in telemetry and the breaker's reason in the snapshot.
+    ``timed_out``: it failed by the clock of this process alone, which says nothing if that stood still meanwhile.
     """
 
     kind: OutcomeKind
@@ -179,6 +186,7 @@ class Outcome:
     retry_after: float | None = None
     reason: str = ""
     hint_binds: bool = False
+    timed_out: bool = False
 
 
 OK: Final = Outcome(OutcomeKind.OK)
@@ -195,16 +203,50 @@ HashKey = str | bytes | int
 """What a hash policy hashes. The same key goes to the same endpoint from every process."""
 
 
+class Session:
+    """One call's session: which instance it belongs to, if that is known yet.
+
+    ``host``: the instance, as ``meshlb.sessions`` names it; None for a new session.
+    """
+
+    __slots__ = ("given", "host", "renew")
+
+    def __init__(self, host: str | None = None, *, renew: bool = False) -> None:
+        self.given = host
+        """What the caller came with."""
+        self.host = host
+        self.renew = renew
+        """The cookie has to be set even if nothing has changed: half of its time is over."""
+
+    def assign(self, host: str) -> None:
+        """An attempt goes to this instance: the session is there from now on."""
+        self.host = host
+
+
 class CallContext:
-    """What a policy may look at when it picks: the hash key, the method, and the endpoints this call already tried."""
+    """What a policy may look at when it picks: the hash key, the method, and the endpoints this call already tried.
 
-    __slots__ = ("excluded", "key", "method")
+    ``session``: the sticky session that the call belongs to, which comes before any policy.
+    """
 
-    def __init__(self, key: HashKey | None = None, method: str = "", excluded: Collection[object] = ()) -> None:
+    __slots__ = ("excluded", "key", "method", "session")
+
+    def __init__(
+        self,
+        key: HashKey | None = None,
+        method: str = "",
+        excluded: Collection[object] = (),
+        session: Session | None = None,
+    ) -> None:
         self.key = key
         self.method = method
         self.excluded = excluded
         """Candidates that must not be picked while another one exists: those this call has already tried."""
+        self.session = session
+
+    def excluding(self, excluded: Collection[object]) -> CallContext:
+        """The same call, with other endpoints excluded."""
+        return CallContext(self.key, self.method, excluded, self.session)
 
     def __repr__(self) -> str:
         return f"CallContext(key={self.key!r}, method={self.method!r}, excluded={self.excluded!r})"

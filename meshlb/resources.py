@@ -56,6 +56,8 @@ class EndpointResources(Generic[T]):
         self._closed = False
         self._sweeping = False
         cluster.add_listener(self)
+        if cluster.stalls is not None:
+            cluster.stalls.watch_running_loop()  # on which these resources are used, if it is an async adapter's
         control.on_fork(self)
 
     def get(self, node: Node) -> T:
@@ -91,6 +93,30 @@ class EndpointResources(Generic[T]):
         if resource is not None:
             self._end(resource)
 
+    def endpoint_unused(self, node: Node) -> None:
+        """Close what is held for an endpoint that is not used any more, unless a call has just begun there
+        (ClusterListener)."""
+        with self._lock:
+            resource = self._take_idle(node)
+        if resource is not None:
+            self._end(resource)
+
+    def _take_idle(self, node: Node) -> T | None:
+        resource = self._live.pop(node, None)
+        # A call that began before the pop may hold the resource already; one that begins after it makes a new one. So
+        # only now does "nothing in flight" mean that nobody has it.
+        if resource is not None and node.in_flight:
+            self._live[node] = resource
+            return None
+        return resource
+
+    def close_idle(self) -> None:
+        """Close what no call uses now; the next call makes it again."""
+        with self._lock:
+            idle = [resource for node in tuple(self._live) if (resource := self._take_idle(node)) is not None]
+        for resource in idle:
+            self._end(resource)
+
     def close(self) -> None:
         """Close everything. Idempotent."""
         with self._lock:
@@ -113,18 +139,11 @@ class EndpointResources(Generic[T]):
 
     def _sweep(self) -> None:
         oldest = self._cluster.clock() - self._cluster.config.idle_timeout
-        idle = []
         with self._lock:
             if self._closed:
                 return
-            for node in [node for node in self._live if node.in_flight == 0 and node.last_picked < oldest]:
-                resource = self._live.pop(node)
-                # A call that began before the pop may hold the resource already; one that begins after it makes a
-                # new one. So only now does "nothing in flight" mean that nobody has it.
-                if node.in_flight:
-                    self._live[node] = resource
-                else:
-                    idle.append(resource)
+            unused = [node for node in self._live if node.in_flight == 0 and node.last_picked < oldest]
+            idle = [resource for node in unused if (resource := self._take_idle(node)) is not None]
             self._sweeping = bool(self._live)
         for resource in idle:
             self._end(resource)

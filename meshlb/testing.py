@@ -17,24 +17,25 @@ the last hop.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import json as json_module
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb.discovery import StaticDiscovery
 from meshlb.mesh import Mesh
-from meshlb.watch import ClusterSink
 
 if TYPE_CHECKING:
-    from meshlb.cluster import Cluster
+    from meshlb.config import ServiceConfig
     from meshlb.discovery import ServiceQuery, Sink
     from meshlb.model import Endpoint
+    from meshlb.watch import ClusterSink, PeersSink
 
 __all__ = ["Answer", "FakeClock", "FakeTimer", "LocalMesh", "ScriptedEndpoints"]
 
@@ -114,7 +115,7 @@ class LocalMesh(Mesh):
 
     ``services``: as for ``StaticDiscovery``; ``update`` changes them. ``seed``: of everything that is drawn at random,
     so that a test always goes the same way. ``settings``: further arguments of ``Mesh`` (``defaults``, ``services``
-    as ``configs``, ``tracer_provider``, ...).
+    as ``configs``, ``tracer_provider``, ...). Active health checks are not made: endpoints are as good as their status.
 
     Pauses between attempts on one and the same endpoint are really slept (25 to 250 ms); ``Retry(wait=wait_none())``
     takes them out. For gRPC futures and streams, whose timeouts and retries need a control loop, take a
@@ -155,8 +156,18 @@ class LocalMesh(Mesh):
         """Call once the clock has advanced by ``delay`` seconds; returns a FakeTimer."""
         return self.clock.call_later(delay, callback)
 
-    def _start_watch(self, cluster: Cluster) -> None:
-        self._instances.attach(cluster.query, ClusterSink(cluster))
+    def _config(self, service: str, tag: str | None, datacenter: str | None) -> ServiceConfig:
+        # Nobody makes active checks here, which a service that waits for its first ones would do for ever.
+        return dataclasses.replace(super()._config(service, tag, datacenter), health_check=None)
+
+    def _watch(
+        self,
+        query: ServiceQuery,
+        sink: ClusterSink | PeersSink,
+        key: ServiceQuery | PeersSink,
+        watch: Callable[..., Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self._instances.attach(query, sink)
 
 
 class Answer:

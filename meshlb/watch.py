@@ -1,12 +1,16 @@
-"""The watch of one service: discovery reports to a cluster, for as long as the program has that cluster."""
+"""The watch of one service: discovery reports to a cluster, for as long as the program has that cluster. And of the
+program's own service, for clusters that use a part of theirs only."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
+
+from meshlb.discovery.base import Sink
 
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
@@ -43,7 +47,44 @@ class ClusterSink:
             cluster.watch_ended()
 
 
-async def keep_watching(discovery: Discovery, query: ServiceQuery, sink: ClusterSink) -> None:
+class PeersSink:
+    """Passes the instances of the program's own service on to the clusters whose subsets are reckoned from them."""
+
+    __slots__ = ("_clusters", "_lock", "_peers")
+
+    def __init__(self) -> None:
+        self._clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._peers: tuple[Endpoint, ...] | None = None
+
+    def add(self, cluster: Cluster) -> None:
+        """Report to this cluster too, at once if something is known."""
+        with self._lock:
+            self._clusters.add(cluster)
+            if self._peers is not None:
+                cluster.peers_changed(self._peers)
+
+    def update(self, endpoints: Sequence[Endpoint]) -> None:
+        with self._lock:
+            if self._peers != tuple(endpoints):
+                self._peers = tuple(endpoints)
+                for cluster in self._clusters:
+                    cluster.peers_changed(self._peers)
+
+    def failed(self, error: Exception) -> None:
+        """Nothing changes: the last known peers stay."""
+
+    def ended(self) -> None:
+        """Nothing changes any more."""
+
+
+class WatchSink(Sink, Protocol):
+    """Where a watch reports to, and that it is over."""
+
+    def ended(self) -> None: ...
+
+
+async def keep_watching(discovery: Discovery, query: ServiceQuery, sink: WatchSink) -> None:
     """Run ``discovery.watch`` until cancelled or until it returns; start it again if it fails."""
     while True:
         try:

@@ -8,6 +8,8 @@ import anyio
 
 from meshlb import control
 from meshlb._http.exchange import Exchange, begin
+from meshlb._http.hedged_async import HedgedRequest
+from meshlb._http.hedged_exchange import HedgedExchange
 from meshlb._http.loops import Loop, LoopCloser, LoopEntry, Loops, is_closed, running_loop
 from meshlb._http.pools import Inner, Pools, TransportSettings
 from meshlb._http.sync_transport import require_mesh
@@ -51,12 +53,14 @@ class AsyncTransport:
         exchange = begin(binding, pools, request, binding.async_body)
         if exchange is None:
             return await pools.outside(request.url.scheme).handle_async_request(request)
-        lease = exchange.cluster.try_start(exchange.context)
-        if lease is None:
-            try:
+        try:
+            lease = exchange.cluster.try_start(exchange.context)
+            if lease is None:
                 lease = await exchange.cluster.start_async(exchange.context, timeout=exchange.timeout)
-            except MeshError as error:
-                raise exchange.unavailable(error) from None
+        except MeshError as error:
+            raise exchange.unavailable(error) from None
+        if isinstance(exchange, HedgedExchange) and (hedged := exchange.hedged(lease)) is not None:
+            return await HedgedRequest(exchange, hedged, self._send).send(lease, binding.async_stream)
         while True:
             inner = exchange.prepare(lease)
             try:
@@ -131,5 +135,9 @@ async def _further_lease(exchange: Exchange, pause: float | None) -> Lease | Non
     if pause is None:
         return None
     if pause > 0:
-        await anyio.sleep(pause)
+        try:
+            await anyio.sleep(pause)
+        except BaseException:
+            exchange.give_up()
+            raise
     return exchange.again()

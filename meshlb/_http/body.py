@@ -5,7 +5,8 @@ bytes, str, json, form (``ByteStream``)     always
 multipart                                   if each of its files is seekable
 a list or tuple of bytes                    always
 a seekable file                             by seeking back to where it stood before the first attempt
-generator, other iterator, async iterator   never: what it gave is gone
+generator, other iterator, async iterator   never: what it gave is gone; or, with ``Retry.buffer_body``,
+                                            as long as what was read of it is not longer than that
 ==========================================  ========================================================
 
 Any body may be sent again as long as no attempt has begun to read it, which is what happens when no connection could
@@ -19,11 +20,19 @@ from typing import Any
 
 
 class TrackedBody:
-    """A body that may not be replayable, in the place of the caller's own stream."""
+    """A body that may not be replayable, in the place of the caller's own stream.
 
-    def __init__(self, stream: Any) -> None:
+    ``buffer_limit``: bytes to keep of a body that can be read only once.
+    """
+
+    def __init__(self, stream: Any, buffer_limit: int = 0) -> None:
         self._stream = stream
         self._rewind = rewinder(stream)
+        self._limit = 0 if self._rewind is not None else buffer_limit
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._source: Any = None
+        """The one iterator over the stream, which every attempt goes on with."""
         self.started = False
         """Whether an attempt has begun to read it."""
         self.error: BaseException | None = None
@@ -33,6 +42,8 @@ class TrackedBody:
         """Make ready for another attempt; False if that is impossible."""
         if not self.started:
             return True
+        if self._limit:
+            return self._kept_bytes <= self._limit
         if self._rewind is None:
             return False
         try:
@@ -41,6 +52,13 @@ class TrackedBody:
             return False
         return True
 
+    def _keep(self, chunk: bytes) -> None:
+        self._kept_bytes += len(chunk)
+        if self._kept_bytes <= self._limit:
+            self._kept.append(chunk)
+        else:
+            self._kept.clear()  # it will not be sent again
+
 
 class SyncTrackedBody(TrackedBody):
     """See TrackedBody. To be combined with the package's SyncByteStream."""
@@ -48,10 +66,29 @@ class SyncTrackedBody(TrackedBody):
     def __iter__(self) -> Iterator[bytes]:
         self.started = True
         try:
-            yield from self._stream
+            if self._limit:
+                yield from self._buffered()
+            else:
+                yield from self._stream
         except Exception as error:
             self.error = error
             raise
+
+    def _buffered(self) -> Iterator[bytes]:
+        yield from tuple(self._kept)
+        if self._source is None:
+            self._source = iter(self._stream)
+        while (read := self._pull()) is not None:
+            self._keep(read)
+            yield read
+
+    def _pull(self) -> bytes | None:
+        try:
+            chunk: bytes | None = next(self._source, None)
+        except BaseException:
+            self._limit = -1  # a generator that has raised is at its end, and would look complete the next time
+            raise
+        return chunk
 
     def close(self) -> None:
         self._stream.close()
@@ -63,11 +100,28 @@ class AsyncTrackedBody(TrackedBody):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.started = True
         try:
-            async for chunk in self._stream:
+            async for chunk in self._buffered() if self._limit else self._stream:
                 yield chunk
         except Exception as error:
             self.error = error
             raise
+
+    async def _buffered(self) -> AsyncIterator[bytes]:
+        for chunk in tuple(self._kept):
+            yield chunk
+        if self._source is None:
+            self._source = aiter(self._stream)
+        while (read := await self._pull()) is not None:
+            self._keep(read)
+            yield read
+
+    async def _pull(self) -> bytes | None:
+        try:
+            chunk: bytes | None = await anext(self._source, None)
+        except BaseException:
+            self._limit = -1  # as above; cancelling an attempt ends the caller's generator, too
+            raise
+        return chunk
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -21,6 +21,7 @@ cancellation, KeyboardInterrupt       IGNORED   MAYBE     no
 501, 505                              OK        ANSWERED  no         about the request; every instance says the same
 other 5xx                             FAILURE   ANSWERED  no         the application failed, and may have acted
 everything else                       OK        ANSWERED  no
+a failure with ``x-envoy-overloaded`` as above  ANSWERED  no         a retry is forbidden: that is, a negative pushback
 ====================================  ========  ========  =========  ==============================================
 
 Whether a retryable attempt may in fact be made again is decided from idempotency and the body (``call.Safety``).
@@ -33,8 +34,9 @@ from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from meshlb.model import CANCELLED, OK, Outcome, OutcomeKind, Sent
-from meshlb.scope import LOCAL_ERRNOS, outcome_of
+from meshlb.model import CANCELLED, LOCAL_ERRNOS, OK, Outcome, OutcomeKind, Sent
+from meshlb.scope import outcome_of
+from meshlb.serving import OVERLOADED
 
 _LONGEST_RETRY_AFTER: Final = 86_400.0
 """A longer Retry-After means the same as a day, and is not worth overflowing something."""
@@ -71,6 +73,7 @@ class ErrorTable:
 
     def __init__(self, module: Any) -> None:
         self._rows = tuple((getattr(module, name), verdict) for name, verdict in _ERRORS)
+        self._timeout: type[BaseException] = module.TimeoutException
         self._outcomes: dict[type[BaseException], Outcome] = {}
 
     def outcome(self, error: BaseException, body_error: BaseException | None = None) -> Outcome:
@@ -85,7 +88,9 @@ class ErrorTable:
             verdict = next((verdict for kind, verdict in self._rows if isinstance(error, kind)), None)
             if verdict is None and isinstance(error, OSError):
                 return outcome_of(error)
-            outcome = self._outcomes[type(error)] = Outcome(*(verdict or _CALLERS), reason=type(error).__name__)
+            timed_out = isinstance(error, self._timeout)
+            reason = type(error).__name__
+            outcome = self._outcomes[type(error)] = Outcome(*(verdict or _CALLERS), reason=reason, timed_out=timed_out)
         if outcome.kind is OutcomeKind.FAILURE:
             if _is_local(error):
                 return Outcome(OutcomeKind.IGNORED, outcome.sent, reason=outcome.reason)
@@ -107,16 +112,24 @@ def outcome_of_response(status: int, headers: Mapping[str, str]) -> Outcome:
     if status < 500:
         if status != 429:
             return OK
-        hint = parse_retry_after(headers.get("retry-after"))
+        hint = -1.0 if OVERLOADED in headers else parse_retry_after(headers.get("retry-after"))
         return _OVERLOADED if hint is None else _with_hint(_OVERLOADED, hint)
     outcome = _FAILED.get(status, OK)
+    if outcome is not OK and OVERLOADED in headers:
+        return _with_hint(outcome, -1.0)
     if status == 503 and (hint := parse_retry_after(headers.get("retry-after"))) is not None:
         return _with_hint(outcome, hint)
     return outcome
 
 
 def _with_hint(outcome: Outcome, hint: float) -> Outcome:
-    return Outcome(outcome.kind, retryable=True, retry_after=hint, reason=outcome.reason, hint_binds=outcome.hint_binds)
+    return Outcome(
+        outcome.kind,
+        retryable=outcome.retryable,
+        retry_after=hint,
+        reason=outcome.reason,
+        hint_binds=outcome.hint_binds,
+    )
 
 
 def parse_retry_after(value: str | None) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,9 +17,12 @@ from meshlb._http.rewriting import phase_timeouts
 from meshlb.affinity import call_context
 from meshlb.balancing.orca import FORMAT_HEADER, report_in
 from meshlb.call import Call, Safety
-from meshlb.errors import MeshError
-from meshlb.model import ABANDONED, NO_CONTEXT, OK, Outcome, OutcomeKind, Sent
+from meshlb.errors import DeadlineExceeded, MeshError
+from meshlb.model import ABANDONED, NO_CONTEXT, OK, CallContext, Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
+from meshlb.resilience.retry_on import is_retryable
+from meshlb.scope import turned_away
+from meshlb.serving import ATTEMPT_COUNT, surroundings
 
 if TYPE_CHECKING:
     from meshlb._http.binding import Binding
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from meshlb._http.pools import Inner, Pools, Route
     from meshlb.cluster import Cluster
     from meshlb.node import Lease
+    from meshlb.serving import ServedRequest
     from meshlb.telemetry import AttemptTrace
 
 logger = logging.getLogger("meshlb.http")
@@ -49,9 +54,9 @@ class Exchange:
     Raises ConfigError if the request's ``extensions["meshlb"]`` are wrong.
     """
 
-    __slots__ = ("_binding", "_body", "_call", "_inner", "_lease", "_options", "_outcome", "_phases", "_route",
-                 "_started", "_status", "_trace", "_version", "attempt", "context", "deadline", "limit", "request",
-                 "timeout")  # fmt: skip
+    __slots__ = ("_binding", "_body", "_call", "_cookies", "_inner", "_lease", "_options", "_outcome",
+                 "_phases", "_previous", "_route", "_served", "_started", "_status", "_trace", "_version", "attempt",
+                 "context", "deadline", "limit", "request", "timeout")  # fmt: skip
 
     def __init__(self, binding: Binding, route: Route, request: Any, body: TrackedBody | None) -> None:
         self.request = request
@@ -64,9 +69,25 @@ class Exchange:
         self.context = NO_CONTEXT
         if options.key is not None or cluster.hashes:
             self.context = call_context(cluster, options.key, request.method, KeyRequest(request))
+        self._cookies: str | None = None
+        if cluster.cookies is not None:
+            session, self._cookies = cluster.cookies.read(request.headers.get("cookie"))
+            self.context = CallContext(self.context.key, request.method, session=session)
         config = cluster.config
         self.timeout = config.timeout if options.timeout is None else options.timeout
         """Seconds for the whole call, until its response has been read."""
+        around = surroundings()
+        self._served: ServedRequest | None = None
+        """The request that this one is made for, if that is known."""
+        self._previous = 0
+        """Attempts that came before that, in the layers above."""
+        if around is not None:
+            self._served, self._previous = around.request, around.previous_attempts
+            self.timeout = cluster.limited(around, self.timeout)
+            if self.timeout is not None and self.timeout <= 0:
+                raise DeadlineExceeded(
+                    f"{request.method} {request.url}: no time is left for it (the deadline of the request being served)"
+                )
         self._started: float | None = None
         self.deadline: float | None = None
         if self.timeout is not None:
@@ -124,8 +145,18 @@ class Exchange:
                 stream=request.stream if self._body is None else self._body,
                 extensions=extensions,
             )
+            if route.cluster.cookies is not None:  # the session's is between the client and this transport
+                if self._cookies is None:
+                    self.attempt.headers.pop("cookie", None)
+                else:
+                    self.attempt.headers["cookie"] = self._cookies
             if route.cluster.wants_reports:
                 self.attempt.headers.setdefault(FORMAT_HEADER, "TEXT")
+            if limit is not None and config.deadline_header is not None:
+                self.attempt.headers[config.deadline_header] = str(max(1, int(limit * 1000)))
+            previous = self._previous if self._call is None else self._previous + self._call.retried
+            if previous:
+                self.attempt.headers[ATTEMPT_COUNT] = str(previous + 1)
             self._inner = inner
             self._lease = lease
             self._status = self._version = None
@@ -159,23 +190,14 @@ class Exchange:
 
     def failed(self, error: BaseException) -> float | None:
         """The attempt raised. Seconds to wait before ``again``, or None: the caller gets this very error."""
-        body_error = None if self._body is None else self._body.error
-        outcome = self._binding.errors.outcome(error, body_error)
-        if isinstance(error, self._binding.request_error):
-            error.request = self.request
-        return self._decide(outcome, error)
+        return self._decide(self._outcome_of(error), error)
 
     def answered(self, response: Any) -> float | None:
         """The attempt was answered. Seconds to wait before ``again``, or None: the caller gets this response."""
         lease = self._lease
         assert lease is not None
-        status: int = response.status_code
-        self._outcome = outcome = outcome_of_response(status, response.headers)
-        if self._trace is not None:
-            self._status = str(status)
-            self._version = response.extensions.get("http_version")
-        lease.answered(healthy=outcome.kind is OutcomeKind.OK)
-        pause = self._decide(outcome, None) if outcome.retryable else None
+        outcome = self._answer(response)
+        pause = self._decide(outcome, None, response) if outcome.retryable else None
         cluster = self._route.cluster
         if cluster.wants_reports:  # after the above: a policy must know that the one who reports has just failed
             cluster.observe_report(lease.node, report_in(response.headers))
@@ -184,10 +206,15 @@ class Exchange:
     def accept(self, response: Any, stream_class: Callable[[Any, Exchange], Any]) -> Any:
         """The response, made ready for the caller: its body ends the attempt when it is closed."""
         response.extensions[EXTENSION] = {"endpoint": self._inner.address, "attempts": self.attempts}
+        cookies, session = self._route.cluster.cookies, self.context.session
+        if cookies is not None and session is not None:
+            said = cookies.set_cookie(session, secure=self._route.scheme == "https")
+            if said is not None:
+                response.headers = type(response.headers)([*response.headers.raw, (b"set-cookie", said.encode())])
         if response.is_closed:  # from a transport_factory whose responses are complete (httpx.MockTransport):
             self.finished()  # nobody will read or close this one's stream
             return response
-        if self.limit is not None:
+        if self.limit is not None or self._route.cluster.config.stream_idle_timeout is not None:
             self._release_read_timeout()
         response.stream = stream_class(response.stream, self)
         return response
@@ -195,9 +222,61 @@ class Exchange:
     def again(self) -> Lease | None:
         """The lease of the next attempt; None if there is nobody left to try, or no time."""
         call = self._call
-        return None if call is None or self.remaining() <= 0 else call.again()
+        if call is None:
+            return None
+        if self.remaining() <= 0:
+            call.give_up()
+            return None
+        return call.again()
 
-    def _decide(self, outcome: Outcome, error: BaseException | None) -> float | None:
+    def _answer(self, response: Any) -> Outcome:
+        """Take in the status and headers of the current attempt's response."""
+        lease = self._lease
+        assert lease is not None
+        status: int = response.status_code
+        outcome = outcome_of_response(status, response.headers)
+        if self._route.judges:
+            outcome = self._judged(outcome, str(status), None, response)
+        self._outcome = outcome
+        if self._trace is not None:
+            self._status = str(status)
+            self._version = response.extensions.get("http_version")
+        lease.answered(healthy=outcome.kind is OutcomeKind.OK)
+        return outcome
+
+    def give_up(self) -> None:
+        """The caller has gone while the next attempt was waited for."""
+        if self._call is not None:
+            self._call.give_up()
+
+    def _outcome_of(self, error: BaseException) -> Outcome:
+        body_error = None if self._body is None else self._body.error
+        outcome = self._binding.errors.outcome(error, body_error)
+        if isinstance(error, self._binding.request_error):
+            error.request = self.request
+        return self._judged(outcome, outcome.reason, error, None) if self._route.judges else outcome
+
+    def _judged(self, outcome: Outcome, code: str, error: BaseException | None, response: Any) -> Outcome:
+        """The outcome as ``Retry.retry_on`` sees it."""
+        cluster = self._route.cluster
+        retry = cluster.config.retry
+        assert retry is not None
+        if response is not None:
+            response.request = self.request  # or asking for it would raise
+        lease = self._lease
+        elapsed = 0.0 if lease is None else cluster.clock() - (self._started or lease.started)
+        retryable = is_retryable(
+            retry.retry_on,  # type: ignore[arg-type]  # Retry made it one of the two
+            outcome,
+            code,
+            error=error,
+            result=response,
+            attempt=self.attempts,
+            elapsed=elapsed,
+        )
+        return outcome if retryable is outcome.retryable else replace(outcome, retryable=retryable)
+
+    def _decide(self, outcome: Outcome, error: BaseException | None, response: Any = None) -> float | None:
         lease = self._lease
         assert lease is not None
         if not outcome.retryable:
@@ -206,8 +285,8 @@ class Exchange:
         call = self._call
         if call is None:
             started = lease.started if self._started is None else self._started
-            call = self._call = Call(self._route.cluster, self.context, started, self.timeout)
-        pause = call.after(lease, outcome, self._safety(), error)
+            call = self._call = Call(self._route.cluster, self.context, started, self.timeout, served=self._served)
+        pause = call.after(lease, outcome, self._safety(), error, response)
         self._end_trace(outcome)
         return pause
 
@@ -236,7 +315,15 @@ class Exchange:
         if self.deadline is not None:
             remaining = max(_LEAST_LIMIT, self.remaining())
             given = remaining if given is None else min(given, remaining)
+        idle = self.idle_limit
+        if idle is not None:
+            given = idle if given is None else min(given, idle)
         self._phases["read"] = given
+
+    @property
+    def idle_limit(self) -> float | None:
+        """Seconds that the response may be silent once it has begun; None: as the client's own timeouts say."""
+        return self._route.cluster.config.stream_idle_timeout
 
     def remaining(self) -> float:
         """Seconds left of the time for the whole call; infinite without a deadline."""
@@ -251,10 +338,19 @@ class Exchange:
         )
         return error
 
+    def idle_error(self) -> Exception:
+        """What the caller gets when the response has been silent for too long."""
+        error: Exception = self._binding.read_timeout(
+            f"{self.request.method} {self.request.url}: the response was silent for {self.idle_limit:g} s "
+            "(ServiceConfig.stream_idle_timeout)",
+            request=self.request,
+        )
+        return error
+
     def broken(self, error: BaseException) -> None:
         """Reading the body raised."""
         if isinstance(error, self._binding.deadline_exceeded):
-            outcome = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, reason=type(error).__name__)
+            outcome = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, reason=type(error).__name__, timed_out=True)
         else:
             outcome = self._binding.errors.outcome(error)
         self._finish(outcome)
@@ -270,7 +366,9 @@ class Exchange:
 
     def _finish(self, outcome: Outcome) -> None:
         if self._lease is not None:
-            self._lease.close(outcome)
+            throttling = self._route.cluster.throttling
+            if self._lease.close(outcome) and throttling is not None and turned_away(outcome):
+                throttling.rejected()
             self._end_trace(outcome)
 
     def _end_trace(self, outcome: Outcome) -> None:
@@ -291,7 +389,9 @@ def _close_abandoned(exchange: Exchange, close: Callable[[], object] | None) -> 
             logger.debug("closing a response that nobody closed failed", exc_info=True)
 
 
-def begin(binding: Binding, pools: Pools, request: Any, body_class: Callable[[Any], TrackedBody]) -> Exchange | None:
+def begin(
+    binding: Binding, pools: Pools, request: Any, body_class: Callable[[Any, int], TrackedBody]
+) -> Exchange | None:
     """The exchange for a client's request; None if its host is no service.
 
     Raises the package's MeshClosed, and its ConfigError for a host or options that make no sense.
@@ -301,7 +401,10 @@ def begin(binding: Binding, pools: Pools, request: Any, body_class: Callable[[An
         if route is None:
             return None
         stream = request.stream
-        body = None if isinstance(stream, binding.replayable_body) else body_class(stream)
-        return Exchange(binding, route, request, body)
+        body = None
+        if not isinstance(stream, binding.replayable_body):
+            retry = route.cluster.config.retry
+            body = body_class(stream, 0 if retry is None else retry.buffer_body)
+        return route.exchange_class(binding, route, request, body)
     except MeshError as error:
         raise binding.family.convert(error, request) from None

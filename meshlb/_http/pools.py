@@ -14,12 +14,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb import control
+from meshlb._http.exchange import Exchange
+from meshlb._http.hedged_exchange import HedgedExchange
 from meshlb.default import default_mesh
 from meshlb.errors import ConfigError
 from meshlb.resources import EndpointResources
 
 if TYPE_CHECKING:
     from meshlb._http.binding import Binding
+    from meshlb._http.probing import HTTPProber
     from meshlb.cluster import Cluster
     from meshlb.mesh import Mesh
     from meshlb.model import Endpoint
@@ -60,6 +63,21 @@ class TransportSettings:
             return self._factory(endpoint)
         return self._transport_class(verify=self._context(scheme), trust_env=False, **self._options)
 
+    def make_for_probes(self, module: Any, scheme: str) -> Any:
+        """An async transport for probes: the same TLS settings and protocols, few connections."""
+        from meshlb._http.probing import KEEPALIVE, MOST_CONNECTIONS
+
+        limits = module.Limits(
+            max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS, keepalive_expiry=KEEPALIVE
+        )
+        options = {**self._options, "limits": limits}
+        return module.AsyncHTTPTransport(verify=self._context(scheme), trust_env=False, **options)
+
+    @property
+    def own_transports(self) -> bool:
+        """Whether the program makes the transports to endpoints itself."""
+        return self._factory is not None
+
     def _context(self, scheme: str) -> ssl.SSLContext:
         with self._lock:
             if scheme in _SECURE:
@@ -87,9 +105,11 @@ class Inner:
 
 
 class Route:
-    """Where the requests for one scheme and host go. ``server_name``: what TLS asks for and verifies."""
+    """Where the requests for one scheme and host go. ``server_name``: what TLS asks for and verifies. ``judges``:
+    whether ``Retry.retry_on`` is to be asked about each answer."""
 
-    __slots__ = ("call_soon", "cluster", "resources", "scheme", "server_name", "telemetry")
+    __slots__ = ("call_soon", "cluster", "exchange_class", "judges", "prober", "resources", "scheme", "server_name",
+                 "telemetry")  # fmt: skip
 
     def __init__(
         self,
@@ -100,11 +120,21 @@ class Route:
         resources: EndpointResources[Inner],
     ) -> None:
         self.cluster = cluster
+        retry = cluster.config.retry
+        self.judges = retry is not None and retry.retry_on is not None
+        self.exchange_class = Exchange if retry is None or retry.hedge is None else HedgedExchange
         self.scheme = scheme
         self.server_name = server_name
         self.resources = resources
         self.telemetry = mesh.telemetry
         self.call_soon = mesh.call_soon
+        self.prober: HTTPProber | None = None
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self.resources.close()
+        if self.prober is not None:
+            self.prober.close()
 
 
 class Pools:
@@ -160,9 +190,14 @@ class Pools:
             routes, self._routes = tuple(self._routes.values()), {}
             outside, self._outside = tuple(self._outside.values()), {}
         for route in routes:
-            route.resources.close()
+            route.close()
         for transport in outside:
             self._close_inner(transport)
+
+    def close_idle(self) -> None:
+        """Close the connections to endpoints that no request uses now."""
+        for route in tuple(self._routes.values()):
+            route.resources.close_idle()
 
     def close_soon(self) -> None:
         """Have the control loop close them. Takes no lock, so that it may be called from ``__del__``."""
@@ -186,10 +221,27 @@ class Pools:
                     lambda node: self._make_inner(scheme, node),
                     lambda inner: self._close_inner(inner.transport),
                 )
-                route = self._routes[scheme, host] = Route(mesh, cluster, scheme, server_name, resources)
+                route = Route(mesh, cluster, scheme, server_name, resources)
+                if cluster.probing is not None and not self._settings.own_transports:
+                    route.prober = self._make_prober(route, url)
+                    cluster.probing.add(route.prober)
+                self._routes[scheme, host] = route
                 if stale is not None:  # of a default mesh that has been closed
-                    stale.resources.close()
+                    stale.close()
             return route
+
+    def _make_prober(self, route: Route, url: Any) -> HTTPProber:
+        from meshlb._http.probing import HTTPProber
+
+        binding, settings, scheme = self._binding, self._settings, route.scheme
+        # It must not hold this object, which ends with the transport that its user drops.
+        return HTTPProber(
+            binding.request_class,
+            functools.partial(settings.make_for_probes, binding.module, scheme),
+            scheme,
+            url.raw_host.decode("ascii"),
+            route.server_name,
+        )
 
     def _make_inner(self, scheme: str, node: Node) -> Inner:
         endpoint = node.endpoint

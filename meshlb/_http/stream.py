@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 if TYPE_CHECKING:
     from meshlb._http.exchange import Exchange
+
+
+_GRACE: Final = 0.02
+"""Seconds by which a silent stream is given up later than the client library would: its own error comes first."""
 
 
 class LeaseStream:
@@ -64,27 +68,32 @@ class AsyncLeaseStream(LeaseStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            if self._exchange.deadline is None:
+            if self._exchange.deadline is None and self._exchange.idle_limit is None:
                 async for chunk in self._stream:
                     yield chunk
             else:
-                async for chunk in self._until_deadline():
+                async for chunk in self._in_time():
                     yield chunk
         except BaseException as error:
             self._broken(error)
             raise
 
-    async def _until_deadline(self) -> AsyncIterator[bytes]:
+    async def _in_time(self) -> AsyncIterator[bytes]:
         chunks = aiter(self._stream)
+        idle = self._exchange.idle_limit
         while True:
+            remaining = self._exchange.remaining()
+            # The client library's own timeout sees a silent connection; this sees a silent stream of a connection that
+            # others share (HTTP/2).
+            limit = remaining if idle is None else min(remaining, idle + _GRACE)
             # Cancelled from within, the inner streams end properly; left suspended, they would be for the collector.
-            with anyio.move_on_after(self._exchange.remaining()) as scope:
+            with anyio.move_on_after(limit) as scope:
                 try:
                     chunk = await anext(chunks)
                 except StopAsyncIteration:
                     return
             if scope.cancelled_caught:
-                raise self._exchange.deadline_error()
+                raise self._exchange.deadline_error() if limit == remaining else self._exchange.idle_error()
             yield chunk
 
     async def aclose(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from meshlb._http.exchange import Exchange, begin
+from meshlb._http.hedged_exchange import HedgedExchange
+from meshlb._http.hedged_sync import HedgedRequest
 from meshlb._http.pools import Pools, TransportSettings
 from meshlb.errors import ConfigError, MeshError
 from meshlb.mesh import Mesh
@@ -25,6 +29,7 @@ class SyncTransport:
     def __init__(self, mesh: Mesh | None, settings: TransportSettings) -> None:
         self._closed = False
         self._pools = Pools(require_mesh(mesh), settings, self._binding, _close_inner)
+        _living.add(self)
 
     def handle_request(self, request: Any) -> Any:
         """Send the request to an instance of the service that its URL's host names, and to others if that is needed
@@ -36,12 +41,14 @@ class SyncTransport:
         exchange = begin(binding, pools, request, binding.sync_body)
         if exchange is None:
             return pools.outside(request.url.scheme).handle_request(request)
-        lease = exchange.cluster.try_start(exchange.context)
-        if lease is None:
-            try:
+        try:
+            lease = exchange.cluster.try_start(exchange.context)
+            if lease is None:
                 lease = exchange.cluster.start(exchange.context, timeout=exchange.timeout)
-            except MeshError as error:
-                raise exchange.unavailable(error) from None
+        except MeshError as error:
+            raise exchange.unavailable(error) from None
+        if isinstance(exchange, HedgedExchange) and (hedged := exchange.hedged(lease)) is not None:
+            return HedgedRequest(exchange, hedged).send(lease, binding.sync_stream)
         while True:
             inner = exchange.prepare(lease)
             try:
@@ -87,11 +94,27 @@ class SyncTransport:
             self._pools.close_soon()
 
 
+_living: Final[weakref.WeakSet[SyncTransport]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_idle() -> None:
+    """At the end of the program, for clients that nobody closed: a socket that is open would warn. A daemon thread may
+    still be in the middle of a request, and keeps its connection."""
+    for transport in tuple(_living):
+        if transport._pools is not None:
+            transport._pools.close_idle()
+
+
 def _further_lease(exchange: Exchange, pause: float | None) -> Lease | None:
     if pause is None:
         return None
     if pause > 0:
-        time.sleep(pause)
+        try:
+            time.sleep(pause)
+        except BaseException:
+            exchange.give_up()
+            raise
     return exchange.again()
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from meshlb.balancing.least_connections import LeastConnections
     from meshlb.balancing.least_response_time import LeastResponseTime
     from meshlb.balancing.prequal import Prequal
+    from meshlb.balancing.probes import Probes
     from meshlb.balancing.random_choice import Random
     from meshlb.balancing.round_robin import RoundRobin
     from meshlb.balancing.weighted_round_robin import WeightedRoundRobin
@@ -27,6 +28,7 @@ _POLICIES = {
     "LeastConnections": "meshlb.balancing.least_connections",
     "LeastResponseTime": "meshlb.balancing.least_response_time",
     "Prequal": "meshlb.balancing.prequal",
+    "Probes": "meshlb.balancing.probes",
     "Random": "meshlb.balancing.random_choice",
     "RoundRobin": "meshlb.balancing.round_robin",
     "WeightedRoundRobin": "meshlb.balancing.weighted_round_robin",
@@ -50,6 +52,7 @@ __all__ = [
     "LeastConnections",
     "LeastResponseTime",
     "Prequal",
+    "Probes",
     "Random",
     "RoundRobin",
     "WeightedRoundRobin",

@@ -76,6 +76,17 @@ class Policy(Protocol):
     * ``hashes_callers``: if there is none, the address of the caller whose request is being served will do.
     * ``wants_reports``: the picker has a method ``observe_report(candidate, report)``, which gets every ``LoadReport``
       that comes with a response (``meshlb.balancing.orca``). Called from any thread; must not block.
+    * ``probes``: a ``Probes`` (``meshlb.balancing.probes``), if endpoints are to be asked for reports too. The picker
+      has a method ``probes_wanted()``, which is called once each ``probes.interval`` and returns the candidates to ask
+      now, and ``observe_probe(candidate, report)``, which gets what each of them answered; None for no report.
+
+    Three more say how an endpoint is treated that is to take only a part of its calls: in slow start, and at the edge
+    of an aperture. Without them the picker's choice of such an endpoint is accepted in that part of the cases, and
+    another one is picked in the others, which suits every policy.
+
+    * ``uses_weight``: the shares follow the candidates' ``weight``, so that the edge of an aperture may be told by it.
+    * ``ramps_by_weight``: so may slow start. (Not where a light candidate that is idle would be picked nevertheless.)
+    * ``takes_turns``: picking once more gives the next one in turn, so that what one declines goes to all the others.
     """
 
     name: ClassVar[str]

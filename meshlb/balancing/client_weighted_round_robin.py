@@ -36,6 +36,7 @@ class ClientWeightedRoundRobin:
     """
 
     name: ClassVar[str] = "client_weighted_round_robin"
+    takes_turns: ClassVar[bool] = True
     wants_reports: ClassVar[bool] = True
 
     blackout_period: float = 10.0
@@ -86,9 +87,14 @@ class ReportedWeightPicker(Generic[CandidateT]):
         """By identity: weights outlive pickers, and endpoints that are out of rotation for a while."""
         if isinstance(previous, ReportedWeightPicker):
             known = {candidate.endpoint.identity for candidate in candidates}
+            before = {candidate.endpoint.identity for candidate in previous._candidates}
             for identity, weight in list(previous.weights.items()):
                 if identity in known or now - weight.last_update < options.expiration_period:
                     self.weights[identity] = weight
+                if identity in known and identity not in before and now - weight.last_update >= options.blackout_period:
+                    # What it reports first is the load of its warm-up. Not so after a breaker's short time out, which
+                    # is how overload ends here: with the mean of all weights it would be overloaded again, and so on.
+                    weight.restart()
         self._due = self._overdue = inf
         self._schedule = self._make_schedule(now)
 

@@ -24,7 +24,8 @@ from meshlb.model import CallContext, HashKey
 TABLES: Final = ("auto", "rendezvous", "ring", "maglev")
 
 RENDEZVOUS_LIMIT: Final = 128
-"""Above this many endpoints ``auto`` takes Maglev: rendezvous costs about 0.1 us an endpoint and pick."""
+"""Above this many endpoints ``auto`` takes Maglev: for a key that is not remembered, rendezvous costs about 0.1 us an
+endpoint."""
 
 _WHOLE: Final = 256
 """What the heaviest weight becomes where HAProxy's rule needs whole numbers (HAProxy's own maximum)."""
@@ -56,6 +57,7 @@ class ConsistentHash:
     """
 
     name: ClassVar[str] = "consistent_hash"
+    uses_weight: ClassVar[bool] = True
     uses_key: ClassVar[bool] = True
 
     table: Literal["auto", "rendezvous", "ring", "maglev"] = "auto"
@@ -113,17 +115,19 @@ class HashPicker(Generic[CandidateT]):
         environment: PolicyEnvironment,
         previous: Picker[Any] | None,
     ) -> None:
-        keyed = sorted(zip(endpoint_keys(candidates), candidates, strict=True), key=lambda pair: pair[0])
+        unordered = endpoint_keys(candidates)
+        in_order = sorted(range(len(unordered)), key=unordered.__getitem__)
         self._options = options
-        self._candidates = [candidate for _, candidate in keyed]
-        keys = [key for key, _ in keyed]
+        self._candidates = [candidates[i] for i in in_order]
+        keys = [unordered[i] for i in in_order]
         weights = [candidate.weight for candidate in self._candidates]
         heaviest = max(weights, default=1.0)
         # Before they are added up: the sum of huge weights is finite then, and the least keep a share above 0.
         scaled = [max(weight / heaviest, 1e-9) for weight in weights]
         total = sum(scaled)
         self._shares = [weight / total for weight in scaled]
-        self._whole = [max(round(_WHOLE * weight), 1) for weight in scaled]
+        bounded = options.bounded_load is not None
+        self._whole = [max(round(_WHOLE * weight), 1) for weight in scaled] if bounded else []
         self.built_from = (options, keys, weights)
         keyless = previous.keyless if isinstance(previous, HashPicker) else None
         self.keyless: Picker[CandidateT] = _keyless_policy(options).build(self._candidates, environment, keyless)

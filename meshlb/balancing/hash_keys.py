@@ -30,6 +30,14 @@ def hash_of(key: HashKey) -> int:
     return xxh64_intdigest(key_bytes(key))
 
 
+def lot(key: bytes, candidate: Candidate) -> float:
+    """A number above 0 and below 1 for a key and an endpoint: equal in every process, and none of those that the hash
+    tables go by, since who was chosen for a key has an extreme one there."""
+    endpoint = candidate.endpoint
+    seed = xxh64_intdigest(f"lot of {endpoint.id or endpoint.address}".encode())
+    return (xxh64_intdigest(key, seed) + 0.5) * 2.0**-64
+
+
 def endpoint_keys(candidates: Sequence[Candidate]) -> list[str]:
     """One distinct key an endpoint: its id (the Consul service id), or its address if it has none.
 
@@ -39,9 +47,12 @@ def endpoint_keys(candidates: Sequence[Candidate]) -> list[str]:
     """
     endpoints = [candidate.endpoint for candidate in candidates]
     keys = [endpoint.id or endpoint.address for endpoint in endpoints]
-    for qualifier in ([endpoint.node for endpoint in endpoints], [endpoint.address for endpoint in endpoints]):
-        times = Counter(keys)
-        if len(times) == len(keys):
+    for qualifier in ("node", "address"):
+        if len(set(keys)) == len(keys):
             break
-        keys = [f"{key}@{more}" if times[key] > 1 else key for key, more in zip(keys, qualifier, strict=True)]
+        times = Counter(keys)
+        keys = [
+            f"{key}@{getattr(endpoint, qualifier)}" if times[key] > 1 else key
+            for key, endpoint in zip(keys, endpoints, strict=True)
+        ]
     return keys

@@ -32,6 +32,7 @@ class IPHash:
     """
 
     name: ClassVar[str] = "ip_hash"
+    uses_weight: ClassVar[bool] = True
     uses_key: ClassVar[bool] = True
     hashes_callers: ClassVar[bool] = True
 

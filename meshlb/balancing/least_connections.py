@@ -38,6 +38,8 @@ class LeastConnections:
     """
 
     name: ClassVar[str] = "least_connections"
+    uses_weight: ClassVar[bool] = True
+    ramps_by_weight: ClassVar[bool] = True
 
     choices: int = 2
     full_scan: bool = False

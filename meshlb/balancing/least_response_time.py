@@ -55,6 +55,7 @@ class LeastResponseTime:
     """
 
     name: ClassVar[str] = "least_response_time"
+    uses_weight: ClassVar[bool] = True
 
     decay: float = DEFAULT_DECAY
     peak: bool = True

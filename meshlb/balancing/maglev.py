@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, cycle, islice
+from itertools import chain, count, cycle, islice, repeat
 from math import ceil
 from typing import Final
 
@@ -13,6 +13,12 @@ DEFAULT_TABLE_SIZE: Final = 65537
 """The paper's and Envoy's: prime, and shares even to 1 % for up to 655 endpoints (to 7 % for 10,000)."""
 
 _ALL_ONES: Final = 2**64 - 1
+
+_CROWDED: Final = 16
+"""A table with less than one free slot in so many is crowded: from there on longer searches pay for the copies."""
+
+_COPIES: Final = 32
+_ALL_TAKEN: Final = b"\1" * _COPIES
 
 
 class Maglev:
@@ -35,11 +41,14 @@ class Maglev:
         in_order = sorted(range(len(keys)), key=keys.__getitem__)
         encoded = [keys[i].encode() for i in in_order]
         permutations = [
-            (xxh64_intdigest(key) % table_size, xxh64_intdigest(key, 1) % (table_size - 1) + 1) for key in encoded
+            (offset % table_size, skip % (table_size - 1) + 1)
+            for offset, skip in zip(
+                map(xxh64_intdigest, encoded), map(xxh64_intdigest, encoded, repeat(1)), strict=True
+            )
         ]
         total = sum(weights)
         filled = fill(permutations, [weights[i] / total for i in in_order] if weights else [], table_size)
-        self.table = [in_order[i] for i in filled]
+        self.table = filled if in_order == list(range(len(keys))) else [in_order[i] for i in filled]
 
     def choose(self, hash: int, attempt: int = 0) -> int:
         """The index for a 64-bit hash; a later ``attempt`` looks in another slot (Envoy's rule for retries)."""
@@ -66,17 +75,36 @@ class Maglev:
 def fill(permutations: Sequence[tuple[int, int]], weights: Sequence[float], size: int) -> list[int]:
     """The table for (offset, skip) pairs, which take turns in this order. ``size`` is prime. No weights: equal ones."""
     table = [-1] * size
+    taken = bytearray(size)
     at = [offset for offset, _ in permutations]
     skips = [skip for _, skip in permutations]
     turns = weighted_turns(weights) if weights else cycle(range(len(permutations)))
-    for i in islice(turns, size):
-        slot, skip = at[i], skips[i]
-        while table[slot] >= 0:
+    crowded = size // _CROWDED
+    for i in islice(turns, size - crowded):
+        slot = at[i]
+        if taken[slot]:
+            skip = skips[i]
             slot += skip
             if slot >= size:
                 slot -= size
+            while taken[slot]:
+                slot += skip
+                if slot >= size:
+                    slot -= size
+            at[i] = slot  # taken now: the next turn moves on from here
+        taken[slot] = 1
         table[slot] = i
-        at[i] = slot  # taken now: the next turn moves on from here
+    # To find one of the last free slots takes up to ``size`` steps. In a row of copies of the table a slice with a
+    # stride makes many steps at once.
+    row = taken * _COPIES
+    last = len(row) - 1
+    for i in islice(turns, crowded):
+        slot, skip = at[i], skips[i]
+        while (steps := row[slot::skip].find(0)) < 0:
+            slot = (slot + (last - slot) // skip * skip) % size
+        slot = at[i] = (slot + steps * skip) % size
+        row[slot::size] = _ALL_TAKEN
+        table[slot] = i
     return table
 
 
@@ -84,25 +112,35 @@ def weighted_turns(weights: Sequence[float]) -> Iterator[int]:
     """Envoy's turns, without end: in round r = 1, 2, ... those whose ``r * weight`` has reached their target, in order.
 
     Everybody's next round is worked out instead of asking all in every round: with one heavy endpoint and a thousand
-    light ones there are as many rounds as slots.
+    light ones there are as many rounds as slots. And it is worked out once for all who have the same weight.
     """
+    return chain.from_iterable(_weighted_rounds(weights))
+
+
+def _weighted_rounds(weights: Sequence[float]) -> Iterator[list[int]]:
     heaviest = max(weights)
-    targets = [0.0] * len(weights)
-    rounds: dict[int, list[int]] = {1: list(range(len(weights)))}
+    by_weight: dict[float, list[int]] = {}
+    for i, weight in enumerate(weights):
+        by_weight.setdefault(weight, []).append(i)
+    distinct, members = list(by_weight), list(by_weight.values())
+    targets = [0.0] * len(distinct)
+    rounds: dict[int, list[int]] = {1: list(range(len(distinct)))}
     for now in count(1):
-        turns = rounds.pop(now, [])
-        turns.sort()
-        for i in turns:
-            yield i
-            weight = weights[i]
-            target = targets[i] = targets[i] + heaviest
+        due = rounds.pop(now, None)
+        if due is None:
+            continue
+        yield members[due[0]] if len(due) == 1 else sorted(chain.from_iterable(map(members.__getitem__, due)))
+        for group in due:
+            weight = distinct[group]
+            target = targets[group] = targets[group] + heaviest
             following = ceil(target / weight)
             if (following - 1) * weight >= target:  # the quotient was rounded another way than the product
                 following -= 1
             elif following * weight < target:
                 following += 1
-            following = max(following, now + 1)  # one turn a round, whatever the sum of many weights was rounded to
+            if following <= now:  # one turn a round, whatever the sum of many weights was rounded to
+                following = now + 1
             if following in rounds:
-                rounds[following].append(i)
+                rounds[following].append(group)
             else:
-                rounds[following] = [i]
+                rounds[following] = [group]

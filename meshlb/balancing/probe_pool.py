@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,7 +14,7 @@ DEFAULT_QUANTILE: Final = 2**-0.25
 """The paper's Q_RIF, about 0.84: one replica in six counts as hot."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # two are the same only if they are one: lists look for them by that
 class Probe(Generic[T]):
     """What a replica said of itself: requests in flight, and the latency in seconds that it has at that load."""
 
@@ -34,23 +35,37 @@ def hot_threshold(in_flight: Iterable[float], quantile: float) -> float:
     return ordered[ceil(quantile * len(ordered)) - 1] if quantile > 0 else -inf
 
 
+def _cold_limit(probes: Sequence[Probe[T]], quantile: float) -> float:
+    """What divides hot from cold: the threshold, or infinity where it is the highest number of all, which none exceeds:
+    with the default quantile up to six probes need not be sorted."""
+    n = len(probes)
+    return inf if ceil(quantile * n) == n else hot_threshold([probe.in_flight for probe in probes], quantile)
+
+
 def choose_probe(probes: Sequence[Probe[T]], quantile: float = DEFAULT_QUANTILE) -> Probe[T]:
     """The hot-cold lexicographic rule: of the cold ones that with the lowest latency; if all are hot, the one with the
     fewest requests in flight. The other signal breaks ties, then the order of the pool."""
-    threshold = hot_threshold((probe.in_flight for probe in probes), quantile)
-    cold = [probe for probe in probes if probe.in_flight <= threshold]
-    if cold:
-        return min(cold, key=lambda probe: (probe.latency, probe.in_flight))
-    return min(probes, key=lambda probe: (probe.in_flight, probe.latency))
+    threshold = _cold_limit(probes, quantile)
+    best: Probe[T] | None = None
+    lowest = inf
+    for probe in probes:  # written out, since every call pays for it
+        latency = probe.latency
+        if (
+            latency <= lowest
+            and probe.in_flight <= threshold
+            and (best is None or latency < lowest or probe.in_flight < best.in_flight)
+        ):
+            best, lowest = probe, latency
+    return min(probes, key=lambda probe: (probe.in_flight, probe.latency)) if best is None else best
 
 
 def worst_probe(probes: Sequence[Probe[T]], quantile: float = DEFAULT_QUANTILE) -> Probe[T]:
     """The one to drop: the hot one with the most requests in flight; if none is hot, that with the highest latency."""
-    threshold = hot_threshold((probe.in_flight for probe in probes), quantile)
+    threshold = _cold_limit(probes, quantile)
     hot = [probe for probe in probes if probe.in_flight > threshold]
     if hot:
-        return max(hot, key=lambda probe: probe.in_flight)
-    return max(probes, key=lambda probe: probe.latency)
+        return max(hot, key=attrgetter("in_flight"))
+    return max(probes, key=attrgetter("latency"))
 
 
 def reuse_bound(
@@ -89,45 +104,68 @@ class ProbePool(Generic[T]):
 
     def add(self, replica: T, in_flight: float, latency: float, now: float, reuse: float = 1.0) -> None:
         """Take in a probe; a full pool gives up its oldest. ``reuse`` is rounded up or down at random."""
-        uses = int(reuse) + (self._uniform() < reuse % 1)
-        self.probes.append(Probe(replica, in_flight, latency, now, max(uses, 1)))
-        if len(self.probes) > self._size:
-            del self.probes[0]
+        uses = int(reuse)
+        if uses != reuse:
+            uses += self._uniform() < reuse - uses
+        probes = self.probes
+        probes.append(Probe(replica, in_flight, latency, now, uses or 1))
+        if len(probes) > self._size:
+            del probes[0]
 
     def choose(self, now: float, allowed: Callable[[T], bool] | None = None) -> T | None:
-        """The replica for the next call; None with fewer than two fresh probes, since one is no choice.
+        """The replica for the next call, which counts from now on; None with fewer than two fresh probes."""
+        chosen = self.best(now, allowed)
+        if chosen is None:
+            return None
+        self.use(chosen)
+        return chosen.replica
 
-        Every probe of that replica counts one request more from now on, so a burst does not all go to it.
-        """
-        self.expire(now)
+    def best(self, now: float, allowed: Callable[[T], bool] | None = None) -> Probe[T] | None:
+        """The probe for the next call to go by; None with fewer than two fresh ones, since one is no choice."""
         probes = self.probes
+        if probes and now - probes[0].received > self._max_age:
+            self.expire(now)
+            probes = self.probes
         if allowed is not None:
             probes = [probe for probe in probes if allowed(probe.replica)]
-        if len(probes) < 2:
-            return None
-        chosen = choose_probe(probes, self._quantile)
-        for probe in self.probes:
-            if probe.replica is chosen.replica:
+        return choose_probe(probes, self._quantile) if len(probes) > 1 else None
+
+    def use(self, chosen: Probe[T]) -> None:
+        """Count a call that goes by this probe. Every probe of its replica counts one request more from now on, so a
+        burst does not all go there."""
+        probes = self.probes
+        chosen.uses = uses = chosen.uses - 1
+        if uses <= 0:
+            probes.remove(chosen)
+        replica = chosen.replica
+        for probe in probes:
+            if probe.replica is replica:
                 probe.in_flight += 1
-        chosen.uses -= 1
-        if chosen.uses <= 0:
-            self.probes.remove(chosen)
-        return chosen.replica
 
     def remove(self, rate: float) -> None:
         """Drop ``rate`` probes (a fraction at random), by turns the oldest and the worst, so that bad ones do not pile
         up while the good ones are used."""
         for _ in range(int(rate) + (self._uniform() < rate % 1)):
-            if not self.probes:
+            probes = self.probes
+            if not probes:
                 return
-            self.probes.remove(self.probes[0] if self._drop_oldest else worst_probe(self.probes, self._quantile))
+            if self._drop_oldest:
+                del probes[0]
+            else:
+                probes.remove(worst_probe(probes, self._quantile))
             self._drop_oldest = not self._drop_oldest
+
+    def good_until(self) -> float:
+        """When the oldest probe will be too old, and what was chosen has to be chosen anew."""
+        return self.probes[0].received + self._max_age if self.probes else inf
+
+    def usual_latency(self) -> float:
+        """The (upper) median latency of the probes that are held; 0 without any."""
+        return sorted(probe.latency for probe in self.probes)[len(self.probes) // 2] if self.probes else 0.0
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
-        probes = self.probes
-        if probes and now - probes[0].received > self._max_age:
-            self.probes = [probe for probe in probes if now - probe.received <= self._max_age]
+        self.probes = [probe for probe in self.probes if now - probe.received <= self._max_age]
 
     def forget(self, replica: T) -> None:
         """Drop all probes of a replica."""

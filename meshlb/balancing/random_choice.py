@@ -21,6 +21,8 @@ class Random:
     """
 
     name: ClassVar[str] = "random"
+    uses_weight: ClassVar[bool] = True
+    ramps_by_weight: ClassVar[bool] = True
 
     def build(
         self, candidates: Sequence[CandidateT], environment: PolicyEnvironment, previous: Picker[Any] | None

@@ -65,4 +65,4 @@ class ReportedWeight:
         if now - self.last_update >= expiration:
             self.non_empty_since = inf
             return 0.0
-        return self.weight if now - self.non_empty_since >= blackout else 0.0
+        return 0.0 if blackout and now - self.non_empty_since < blackout else self.weight

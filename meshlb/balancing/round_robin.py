@@ -21,6 +21,7 @@ class RoundRobin:
     """
 
     name: ClassVar[str] = "round_robin"
+    takes_turns: ClassVar[bool] = True
 
     def build(
         self, candidates: Sequence[CandidateT], environment: PolicyEnvironment, previous: Picker[Any] | None

@@ -39,6 +39,8 @@ class WeightedRoundRobin:
     """
 
     name: ClassVar[str] = "weighted_round_robin"
+    uses_weight: ClassVar[bool] = True
+    ramps_by_weight: ClassVar[bool] = True
 
     scheduler: Literal["static_stride", "smooth", "edf"] = "static_stride"
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from meshlb.cli import simulate
+
 _MISSING = "meshlb {command}: {module} is not installed; run: pip install 'meshlb[cli]'"
 
 
@@ -32,7 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--policy", default="least_response_time", help="balancing policy (default least_response_time)")
     demo.add_argument("--plain", action="store_true", help="print lines instead of a live table")
+    simulation = commands.add_parser(
+        "simulate",
+        help="compare balancing policies in a simulator",
+        description="Run the real policies with many clients and servers in virtual time, and show latencies, errors "
+        "and the spread of the load side by side.",
+    )
+    simulate.add_arguments(simulation)
     options = parser.parse_args(arguments)
+    if options.command == "simulate":
+        return simulate.run_simulate(options)
     try:
         from meshlb.cli.demo import run_demo
     except ModuleNotFoundError as error:

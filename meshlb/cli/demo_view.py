@@ -12,7 +12,14 @@ from rich.table import Table
 from meshlb.cli.demo_servers import FLEET
 
 _PARTS = {role.id: role.part for role in FLEET}
-_COLOURS = {"ready": "green", "half_open": "yellow", "open": "red", "critical": "red", "draining": "dim"}
+_COLOURS = {
+    "ready": "green",
+    "half_open": "yellow",
+    "open": "red",
+    "ejected": "red",
+    "critical": "red",
+    "draining": "dim",
+}
 
 
 class View(Protocol):

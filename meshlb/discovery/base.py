@@ -14,20 +14,32 @@ class ServiceQuery:
     """Which instances are asked for. Two clusters with an equal query share one watch.
 
     ``tag``: only instances that carry it. ``datacenter``: another one than the agent's own. ``filter``: an expression
-    in the registry's own language (Consul: go-bexpr), applied by the registry.
+    in the registry's own language (Consul: go-bexpr), applied by the registry. ``source`` and ``policy`` are the
+    mesh's business, not a discovery's: a place to ask other than the mesh's own discovery, by its name, and a policy
+    other than the configured one. They tell apart clusters that are otherwise for the same instances.
     """
 
     service: str
     tag: str | None = None
     datacenter: str | None = None
     filter: str | None = None
+    source: str | None = None
+    policy: str | None = None
+
+    @property
+    def asked(self) -> ServiceQuery:
+        """What a discovery is asked."""
+        if self.source is None and self.policy is None:
+            return self
+        return ServiceQuery(self.service, self.tag, self.datacenter, self.filter)
 
     def __str__(self) -> str:
         details = [f"{name}={value}" for name, value in self._details() if value]
         return f"{self.service} ({', '.join(details)})" if details else self.service
 
     def _details(self) -> tuple[tuple[str, str | None], ...]:
-        return (("tag", self.tag), ("datacenter", self.datacenter), ("filter", self.filter))
+        names = ("tag", "datacenter", "filter", "source", "policy")
+        return tuple((name, getattr(self, name)) for name in names)
 
 
 class Sink(Protocol):
@@ -43,7 +55,11 @@ class Sink(Protocol):
 
 
 class Discovery(Protocol):
-    """A source of instances. Its coroutines run on the mesh's control loop, never on a caller's."""
+    """A source of instances. Its coroutines run on the mesh's control loop, never on a caller's.
+
+    It may have one more, ``async def place(*, coordinates: bool) -> meshlb.place.Place``: where this process is, as far
+    as the registry knows, and with ``coordinates`` how far the nodes are. Zones and nearness go by it.
+    """
 
     async def watch(self, query: ServiceQuery, sink: Sink) -> None:
         """Report the instances of a service to ``sink`` until cancelled.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from meshlb.discovery.consul_client import AsyncConsul
     from meshlb.discovery.consul_connection import ConsulConnection
+    from meshlb.place import Place
 
 
 class ConsulDiscovery:
@@ -119,6 +120,12 @@ class ConsulDiscovery:
             await connection.watch(query, sink)
         finally:
             await connection.release()
+
+    async def place(self, *, coordinates: bool = False) -> Place:
+        """Where the agent says that it is, and with ``coordinates`` how far all nodes are. Raises DiscoveryError."""
+        from meshlb.discovery.consul_coordinates import ask_place
+
+        return await ask_place(self._connection().client, self._settings, coordinates=coordinates)
 
     async def client(self) -> AsyncConsul:
         """py-consul's client with awaitable calls, for the rest of Consul's API. Good until ``aclose``."""

@@ -112,7 +112,8 @@ def parse_entry(entry: object, tagged_address: str | None = None) -> Endpoint:
             host,
             port,
             weight=weight,
-            zone=_zone(service, node),
+            zone=_locality(service, node, "zone", "Zone"),
+            region=_locality(service, node, "region", "Region"),
             id=_string(service, "ID") or _string(service, "Service"),
             node=_string(node, "Node"),
             datacenter=_string(node, "Datacenter"),
@@ -237,15 +238,13 @@ def _one_weight(weights: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def _zone(service: Mapping[str, Any], node: Mapping[str, Any]) -> str:
-    for where in (service, node):
-        zone = _object(where, "Meta").get("zone")
-        if isinstance(zone, str) and zone:
-            return zone
-    for where in (service, node):
-        zone = _object(where, "Locality").get("Zone")
-        if isinstance(zone, str) and zone:
-            return zone
+def _locality(service: Mapping[str, Any], node: Mapping[str, Any], meta: str, locality: str) -> str:
+    """The zone or region: what meta data says comes first, and what the service says of itself."""
+    for source, key in (("Meta", meta), ("Locality", locality)):
+        for where in (service, node):
+            name = _object(where, source).get(key)
+            if isinstance(name, str) and name:
+                return name
     return ""
 
 

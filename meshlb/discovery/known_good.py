@@ -130,7 +130,7 @@ def _is_recent(entry: object, now: float) -> bool:
 
 def _to_plain(endpoint: Endpoint) -> dict[str, Any]:
     plain = {"host": endpoint.host, "port": endpoint.port, "weight": endpoint.weight, "status": str(endpoint.status)}
-    for name in ("zone", "id", "node", "datacenter", "status_reason"):
+    for name in ("zone", "id", "node", "datacenter", "status_reason", "region"):
         plain[name] = getattr(endpoint, name)
     return plain | {"tags": list(endpoint.tags), "meta": dict(endpoint.meta)}
 

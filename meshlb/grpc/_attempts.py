@@ -10,15 +10,18 @@ import grpc
 
 from meshlb.call import Call, Safety
 from meshlb.grpc._errors import DeadlineExceeded
-from meshlb.grpc._idempotency import is_idempotent
-from meshlb.grpc._status import ATTEMPT_METADATA, classify, classify_local
+from meshlb.grpc._status import classify, classify_local
+from meshlb.hedging import HedgedCall
 from meshlb.model import Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
+from meshlb.serving import ATTEMPT_METADATA
 
 if TYPE_CHECKING:
     from meshlb.cluster import Cluster
+    from meshlb.grpc._policy import MethodPolicy
     from meshlb.model import CallContext
     from meshlb.node import Lease
+    from meshlb.serving import ServedRequest, Surroundings
     from meshlb.telemetry import AttemptTrace
 
 logger = logging.getLogger("meshlb.grpc")
@@ -36,10 +39,12 @@ class Attempts:
 
     ``context``: what a policy looks at. ``started``: the clock's reading when the call began. ``timeout``: seconds for
     the whole call, or None.
+    ``around``: what surrounds the call.
     ``patient``: wait_for_ready, that is, go on for as long as the call cannot reach anybody.
     """
 
-    __slots__ = ("_call", "_rounds", "cluster", "context", "deadline", "limited", "method", "patient", "per_try")
+    __slots__ = ("_around", "_call", "_rounds", "_started", "cluster", "context", "deadline", "limited", "method",
+                 "patient", "per_try", "policy")  # fmt: skip
 
     def __init__(
         self,
@@ -50,14 +55,18 @@ class Attempts:
         started: float,
         timeout: float | None,
         patient: bool,
-        per_try: float | None,
+        policy: MethodPolicy,
+        around: Surroundings | None = None,
     ) -> None:
         self.cluster = cluster
         self.method = method
         self.context = context
         self.deadline = None if timeout is None else started + timeout
         self.patient = patient
-        self.per_try = per_try
+        self.policy = policy
+        self.per_try = None if policy.retry is None else policy.retry.per_try_timeout
+        self._around = around
+        self._started = started
         self.limited = False
         """The attempt under way has less time than the call."""
         self._call: Call | None = None
@@ -67,6 +76,16 @@ class Attempts:
     def made(self) -> int:
         """Attempts begun so far."""
         return 1 if self._call is None else self._call.attempts
+
+    @property
+    def previous(self) -> int:
+        """Attempts before the next one that a server may have seen, those of the layers above included."""
+        above = 0 if self._around is None else self._around.previous_attempts
+        return above if self._call is None else above + self._call.retried
+
+    @property
+    def _served(self) -> ServedRequest | None:
+        return None if self._around is None else self._around.request
 
     def remaining(self) -> float | None:
         """Seconds left of the whole call (may be negative), or None."""
@@ -82,26 +101,80 @@ class Attempts:
         """Whether the request may be sent again."""
         if not replayable:
             return Safety.NEVER
-        return Safety.IDEMPOTENT if is_idempotent(self.method, self.cluster.config.retry) else Safety.UNSENT_ONLY
+        return Safety.IDEMPOTENT if self.policy.idempotent else Safety.UNSENT_ONLY
 
     def after(self, lease: Lease, outcome: Outcome, error: BaseException | None, *, replayable: bool) -> float | None:
         """Close the lease with what came of it; seconds until the next attempt, or None if the call is over."""
+        policy = self.policy
         if self._call is None:
             timeout = None if self.deadline is None else self.deadline - lease.started
-            self._call = Call(self.cluster, self.context, lease.started, timeout)
-        safety = self.safety(replayable=replayable)
-        if outcome.reason == "DEADLINE_EXCEEDED" and not self.limited:
-            # It had all the time that the call had left. Two clocks differ by a little: do not make a last attempt
-            # with the microseconds that ours may still show.
-            safety = Safety.NEVER
+            self._call = Call(
+                self.cluster,
+                self.context,
+                lease.started,
+                timeout,
+                retry=policy.retry,
+                throttle=policy.throttle,
+                served=self._served,
+            )
+        outcome = self.judged(outcome, error)
+        safety = self.safety_after(outcome, limited=self.limited, replayable=replayable)
         try:
             pause = self._call.after(lease, outcome, safety, error)
         except Exception:  # one of the user's own strategies; the caller gets the attempt's error, not this one
             logger.exception("%s: a retry strategy failed", self.cluster.query)
             pause = None
-        if pause is None and self.patient and replayable and _unreachable(outcome):
+        if pause is None and self.patient and replayable and unreachable(outcome):
             return self._round()
         return pause
+
+    def judged(self, outcome: Outcome, error: BaseException | None) -> Outcome:
+        """The outcome as ``Retry.retry_on``, or the codes of the method's retryPolicy, have it."""
+        return self.policy.judged(outcome, error, self.made, self.cluster.clock() - self._started)
+
+    def safety_after(self, outcome: Outcome, *, limited: bool, replayable: bool) -> Safety:
+        """``safety``, knowing how an attempt has ended. ``limited``: it had less time than the call."""
+        if outcome.reason == "DEADLINE_EXCEEDED" and not limited:
+            # It had all the time that the call had left. Two clocks differ by a little: do not make a last attempt
+            # with the microseconds that ours may still show.
+            return Safety.NEVER
+        return self.safety(replayable=replayable)
+
+    def succeeded(self, lease: Lease) -> None:
+        """An attempt has ended with OK."""
+        policy = self.policy
+        if (throttle := policy.throttle) is not None:
+            throttle.succeeded()
+        if (timer := policy.timer) is not None:
+            timer.record(lease.latency)
+
+    def give_up(self) -> None:
+        """The caller has gone while the next attempt was waited for."""
+        if self._call is not None:
+            self._call.give_up()
+
+    def hedged(self, started: float) -> HedgedCall | None:
+        """The call whose attempts may overlap, if this is to be one."""
+        policy = self.policy
+        hedge, timer = policy.hedge, policy.timer
+        if hedge is None or timer is None or timer.delay() is None or not policy.idempotent:
+            return None
+        if self.context.session is not None:
+            return None  # two instances at once would not be a session
+        timeout = None if self.deadline is None else self.deadline - started
+        call = HedgedCall(
+            self.cluster,
+            self.context,
+            started,
+            timeout,
+            hedge=hedge,
+            timer=timer,
+            retry=policy.retry,
+            throttle=policy.throttle,
+            served=self._served,
+        )
+        self._call = call
+        return call
 
     def repick(self, lease: Lease) -> Lease | None:
         """Another lease in place of one whose sub-channel was closed before the call could start on it."""
@@ -113,8 +186,9 @@ class Attempts:
         return None if self._call is None else self._call.again()
 
     def another_round(self) -> float | None:
-        """Seconds until a patient call looks again for somebody to call; None for a call that is not patient."""
-        return self._round() if self.patient else None
+        """Seconds until a patient call looks again for somebody to call; None for a call that is not patient, or that
+        has lost the one instance that it may call."""
+        return self._round() if self.patient and self.cluster.lost_session(self.context) is None else None
 
     def out_of_time(self) -> bool:
         """Whether the deadline of the whole call has passed."""
@@ -157,17 +231,18 @@ def outcome_of(error: BaseException, *, channel_closed: bool) -> Outcome:
     return classify_local(error)
 
 
-def attempt_metadata(metadata: Metadata, resend: int, trace: AttemptTrace | None) -> Metadata:
+def attempt_metadata(metadata: Metadata, previous: int, trace: AttemptTrace | None) -> Metadata:
     """The caller's metadata for one attempt, with what belongs to the attempt added to a copy."""
-    if not resend and trace is None:
+    if not previous and trace is None:
         return metadata
     entries = list(metadata or ())
-    if resend:
-        entries.extend((name, str(resend)) for name in ATTEMPT_METADATA)
+    if previous:
+        entries.extend((name, str(previous)) for name in ATTEMPT_METADATA)
     if trace is not None:
         trace.inject(lambda key, value: entries.append((key, value)))
     return tuple(entries)
 
 
-def _unreachable(outcome: Outcome) -> bool:
+def unreachable(outcome: Outcome) -> bool:
+    """Whether a patient call goes on after this."""
     return outcome.sent is Sent.NOT_SENT and outcome.kind is OutcomeKind.FAILURE and outcome.retryable

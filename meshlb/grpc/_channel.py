@@ -18,6 +18,8 @@ from meshlb.default import default_mesh
 from meshlb.errors import ConfigError
 from meshlb.grpc._connectivity import Connectivity
 from meshlb.grpc._options import Options, checked
+from meshlb.grpc._policy import Given, MethodPolicies, native_options
+from meshlb.grpc._probing import RPCProber
 from meshlb.grpc._stream import StreamStream, UnaryStream
 from meshlb.grpc._subchannel import SubChannel, opener
 from meshlb.grpc._target import parse
@@ -56,11 +58,14 @@ class MeshChannel(grpc.Channel):
         credentials: grpc.ChannelCredentials | None,
         options: Sequence[tuple[str, Any]] | None,
         compression: grpc.Compression | None,
+        service_config: Given = None,
     ) -> None:
         self.mesh = mesh
         self.cluster = cluster
+        self.secure = credentials is not None
         self.closing = Signal()
-        options = checked(options)
+        self.policies = MethodPolicies(cluster, checked(options), service_config)
+        options = self.policies.options
         self.single_threaded = _single_threaded(options)
         self._waiters: set[Waiter] = set()
         # The cluster holds the resources, as their listener: they must not hold this channel, or dropping it would
@@ -78,6 +83,9 @@ class MeshChannel(grpc.Channel):
         self._resources = resources
         self.existing_sub_channel = resources.get
         connectivity.get = resources.get
+        self._prober = RPCProber(resources.get)  # kept here: the cluster knows it for as long as it lives
+        if cluster.probing is not None:
+            cluster.probing.add(self._prober)
         weakref.finalize(self, _release, mesh, resources).atexit = False
         control.on_fork(self)
 
@@ -136,6 +144,7 @@ class MeshChannel(grpc.Channel):
         for waiter in tuple(self._waiters):
             waiter.channel_closed()
         self._connectivity.close()
+        self._prober.close()
         self._resources.close()
 
     def __enter__(self) -> MeshChannel:
@@ -213,19 +222,23 @@ def insecure_channel(
     compression: grpc.Compression | None = None,
     *,
     mesh: Mesh | None = None,
+    service_config: Given = None,
 ) -> grpc.Channel:
     """A channel without TLS, as ``grpc.insecure_channel``.
 
-    ``target``: ``consul:///orders``, with ``?tag=``, ``dc=`` and ``filter=`` if need be, or a service's bare name. Any
-    other target is gRPC's own, and so is the channel then. ``options``: channel options of the connection to each
+    ``target``: ``consul:///orders``, with ``?tag=``, ``dc=``, ``filter=`` and ``policy=`` if need be; the same of
+    another Consul, ``consul://agent:8500/orders``; a list, ``static:///a:1,b:2``; or a service's bare name. Any other
+    target is gRPC's own, and so is the channel then. ``options``: channel options of the connection to each
     endpoint; they win over those that meshlb sets. ``mesh``: None means the process's default mesh.
+    ``service_config``: a gRPC service config (JSON or a mapping), which comes before the option ``grpc.service_config``
+    and ``ServiceConfig.service_config``; meshlb itself acts by it, the connections make no retries of their own.
 
     Raises ConfigError for a target that makes no sense and for wrong options, MeshClosed if the mesh is closed.
     """
     cluster = parse(target, mesh)
     if cluster is None:
-        return grpc.insecure_channel(target, options, compression)
-    return MeshChannel(mesh or default_mesh(), cluster, None, options, compression)
+        return grpc.insecure_channel(target, native_options(options, service_config), compression)
+    return MeshChannel(mesh or default_mesh(), cluster, None, options, compression, service_config)
 
 
 def secure_channel(
@@ -235,6 +248,7 @@ def secure_channel(
     compression: grpc.Compression | None = None,
     *,
     mesh: Mesh | None = None,
+    service_config: Given = None,
 ) -> grpc.Channel:
     """A channel with TLS or other channel credentials, as ``grpc.secure_channel``; see ``insecure_channel``.
 
@@ -245,8 +259,8 @@ def secure_channel(
         raise ConfigError("credentials: None; insecure_channel makes a channel without TLS")
     cluster = parse(target, mesh)
     if cluster is None:
-        return grpc.secure_channel(target, credentials, options, compression)
-    return MeshChannel(mesh or default_mesh(), cluster, credentials, options, compression)
+        return grpc.secure_channel(target, credentials, native_options(options, service_config), compression)
+    return MeshChannel(mesh or default_mesh(), cluster, credentials, options, compression, service_config)
 
 
 def _single_threaded(options: Options) -> bool:

@@ -14,8 +14,9 @@ import grpc
 
 from meshlb.balancing.orca import report_among
 from meshlb.grpc._errors import CallCancelled, ChannelClosed, DeadlineExceeded, as_rpc_error
+from meshlb.grpc._sessions import Metadatum, set_cookie
 from meshlb.grpc._starting import CANCELLED_HERE, Starting
-from meshlb.grpc._status import TIMED_OUT, classify
+from meshlb.grpc._status import SILENT, TIMED_OUT, classify
 from meshlb.grpc._waiting import Pause
 from meshlb.model import CANCELLED, OK
 
@@ -105,6 +106,7 @@ class Driver(Starting):
         if code is grpc.StatusCode.OK:
             outcome = OK
             lease.close()
+            self._attempts.succeeded(lease)
         else:
             outcome = classify(
                 code,
@@ -165,6 +167,23 @@ class Driver(Starting):
         else:
             self._pause(pause, late)
 
+    def silent(self, inner: Any, idle: float) -> None:
+        """The stream of an attempt has said nothing for so many seconds."""
+        if not self._claim(inner, wait=False):
+            return
+        lease, trace = self._lease, self._trace
+        assert lease is not None
+        lease.close(SILENT)
+        if trace is not None:
+            trace.finish("DEADLINE_EXCEEDED", SILENT, lease.latency)
+        self._finish(
+            DeadlineExceeded(
+                f"deadline exceeded: no message from {lease.endpoint.address} of service "
+                f"'{self._channel.cluster.query}' for {idle:g} s (ServiceConfig.stream_idle_timeout)"
+            )
+        )
+        inner.cancel()
+
     def _pause(self, pause: float, failed: Any) -> None:
         """Wait for the next attempt. ``failed`` is what the call ends with if there is none."""
         waiting = Pause(self._channel.mesh, pause, self._next)
@@ -218,6 +237,7 @@ class Driver(Starting):
             self._end(final, deliver=final is not self._inner or self._ended_natively)
         self._channel.remove_waiter(self)
         self._invocation.end()
+        self._attempts.give_up()
         if waiting is not None:
             waiting.cancel()
 
@@ -246,6 +266,7 @@ class Driver(Starting):
             self._channel.mesh.call_soon(functools.partial(self.settle, inner, wait=False))
         elif waiting is not None:
             waiting.cancel()
+            self._channel.mesh.call_soon(self._attempts.give_up)
         self._channel.remove_waiter(self)
 
     def channel_closed(self) -> None:
@@ -268,6 +289,7 @@ class Driver(Starting):
             if self._settling and self._inner is inner:
                 self.changed.wait_for(lambda: self.final is not None or self._inner is not inner)
             if self.final is not None or self._inner is not inner:
+                self._committed = self._committed or self.final is inner
                 return self.final is inner
             self._committed = True
             lease = self._lease
@@ -279,6 +301,17 @@ class Driver(Starting):
         if self._invocation.source is not None:
             self._invocation.source.commit()
         return True
+
+    def set_cookie(self, inner: Any) -> Metadatum | None:
+        """What the channel adds to the initial metadata of this attempt, whose response has begun, or with which the
+        call has ended.
+
+        An attempt that failed without a response says nothing of the session. One that has begun without metadata of
+        its own may still fail, and another one follow: whoever asks at the end is told where the session is now.
+        """
+        if inner.done() and not self._committed and inner.code() is not grpc.StatusCode.OK:
+            return None
+        return set_cookie(self._channel.cluster, self._attempts.context, secure=self._channel.secure)
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline that the caller gave, or None."""

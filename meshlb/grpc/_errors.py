@@ -95,12 +95,31 @@ class CircuitOpen(errors.CircuitOpen, NoEndpoints):
     """There are instances, but every one of them is out of rotation (UNAVAILABLE)."""
 
 
+class SessionLost(errors.SessionLost, NoEndpoints):
+    """The instance that the call's session is bound to is gone, and it may not move (UNAVAILABLE)."""
+
+
 class DiscoveryError(errors.DiscoveryError, LocalRpcError):
     """The registry failed, and no instance is known (UNAVAILABLE)."""
 
 
 class DiscoveryTimeout(errors.DiscoveryTimeout, DiscoveryError):
     """The registry did not give its first answer in time (UNAVAILABLE)."""
+
+
+class Throttled(errors.Throttled, LocalRpcError):
+    """Refused here, without an attempt: the service turns most calls away (RESOURCE_EXHAUSTED)."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class LimitExceeded(errors.LimitExceeded, LocalRpcError):
+    """Refused here, without an attempt: as much is under way as ``ServiceConfig.limits`` allow (RESOURCE_EXHAUSTED).
+
+    gRFC A32 says UNAVAILABLE, which everybody retries; this code is what gRPC itself gives for limits of the client.
+    """
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class DeadlineExceeded(errors.DeadlineExceeded, LocalRpcError):
@@ -148,9 +167,12 @@ class ChannelClosed(LocalRpcError):
 
 _CLASSES: Final[tuple[tuple[type[errors.MeshError], type[LocalRpcError]], ...]] = (
     (errors.CircuitOpen, CircuitOpen),
+    (errors.SessionLost, SessionLost),
     (errors.NoEndpoints, NoEndpoints),
     (errors.DiscoveryTimeout, DiscoveryTimeout),
     (errors.DiscoveryError, DiscoveryError),
+    (errors.Throttled, Throttled),
+    (errors.LimitExceeded, LimitExceeded),
     (errors.DeadlineExceeded, DeadlineExceeded),
     (errors.MeshClosed, MeshClosed),
 )

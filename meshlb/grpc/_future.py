@@ -42,14 +42,16 @@ class MeshCall(grpc.RpcError, grpc.Call, Future):
             inner = driver.current()
             metadata = inner.initial_metadata()
             if inner is driver.final:
-                return metadata
+                break
             if metadata:
                 if driver.answered(inner):
-                    return metadata
+                    break
             elif not inner.done():
-                return metadata  # the response has begun, with nothing that another attempt could contradict
+                break  # the response has begun, with nothing that another attempt could contradict
             elif driver.settle(inner):
-                return metadata
+                break
+        entry = driver.set_cookie(inner)
+        return metadata if entry is None else (*metadata, entry)
 
     def trailing_metadata(self) -> Any:
         return self._ended().trailing_metadata()

@@ -33,7 +33,7 @@ class KeyRequest:
             for key, value in self._metadata or ()
             if key == name
         ]
-        return ", ".join(values) if values else None
+        return ("; " if name == "cookie" else ", ").join(values) if values else None  # RFC 9113, 8.2.3
 
     def query(self, name: str) -> str | None:
         return None

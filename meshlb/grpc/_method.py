@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from meshlb.grpc._attempts import Attempts
-from meshlb.grpc._keys import context_of
 from meshlb.grpc._requests import RequestSource, payload_serializer
+from meshlb.grpc._sessions import context_and_metadata
 from meshlb.model import NO_CONTEXT
+from meshlb.serving import surroundings
 
 if TYPE_CHECKING:
     from meshlb.grpc._channel import MeshChannel
     from meshlb.grpc._subchannel import SubChannel
     from meshlb.model import CallContext
+    from meshlb.serving import Surroundings
 
 _making: Final = threading.Lock()
 """Held while a native multi-callable is made: registering a method on a channel is not thread-safe in gRPC."""
@@ -23,7 +25,8 @@ _making: Final = threading.Lock()
 class Invocation:
     """What the caller asked for, once: the same for every attempt."""
 
-    __slots__ = ("compression", "credentials", "metadata", "patient", "request", "source", "timeout")
+    __slots__ = ("around", "compression", "context", "credentials", "metadata", "patient", "request", "source",
+                 "timeout")  # fmt: skip
 
     def __init__(
         self,
@@ -34,7 +37,12 @@ class Invocation:
         credentials: Any,
         wait_for_ready: bool | None,
         compression: Any,
+        around: Surroundings | None,
+        context: CallContext,
     ) -> None:
+        self.around = around
+        self.context = context
+        """What a policy looks at."""
         self.request = request
         self.source = source
         self.timeout = timeout
@@ -89,10 +97,9 @@ class Method:
         self._payload_natives: dict[SubChannel, Any] = {}
         self._sub_channel = channel.sub_channel
         self._rpc_attempt = channel.mesh.telemetry.rpc_attempt
-        config = channel.cluster.config
-        self._limit = config.timeout
-        self._per_try = None if config.retry is None else config.retry.per_try_timeout
-        self._hashes = channel.cluster.hashes
+        self.policy = channel.policies.of(self._method)
+        self._limit = channel.cluster.config.timeout
+        self._reads_calls = channel.cluster.reads_calls
         self._wants_reports = channel.cluster.wants_reports
 
     @property
@@ -125,22 +132,46 @@ class Method:
                 natives[sub] = native
             return native
 
-    def attempts(self, invocation: Invocation, *, started: float, context: CallContext | None = None) -> Attempts:
-        """The course of a new call: the caller's timeout, with the service's configured one as the upper bound.
+    def invocation(
+        self,
+        request: Any,
+        source: RequestSource | None,
+        timeout: float | None,
+        metadata: Any,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        compression: Any,
+        context: CallContext | None = None,
+    ) -> Invocation:
+        """What the caller asked for, with the method's own settings where he did not say.
 
-        ``context``: None if it is still to be found out, from the surroundings of this very call.
+        ``context``: None if it is still to be found out, from the surroundings and the metadata of this very call.
         """
         if context is None:
-            context = context_of(self._cluster, self._method, invocation.metadata) if self._hashes else NO_CONTEXT
+            context = NO_CONTEXT
+            if self._reads_calls:
+                metadata = None if metadata is None else tuple(metadata)
+                context, metadata = context_and_metadata(self._cluster, self._method, metadata)
+        policy = self.policy
+        ready = policy.patient if wait_for_ready is None else wait_for_ready
+        timeout = policy.limited(timeout)
+        around = surroundings()
+        if around is not None:
+            timeout = self._cluster.limited(around, timeout)
+        return Invocation(request, source, timeout, metadata, credentials, ready, compression, around, context)
+
+    def attempts(self, invocation: Invocation, *, started: float) -> Attempts:
+        """The course of a new call: the caller's timeout, with the service's configured one as the upper bound."""
         timeout = invocation.timeout
         if self._limit is not None and (timeout is None or timeout > self._limit):
             timeout = self._limit
         return Attempts(
             self._cluster,
             self._method,
-            context,
+            invocation.context,
             started=started,
             timeout=timeout,
             patient=invocation.patient,
-            per_try=self._per_try,
+            policy=self.policy,
+            around=invocation.around,
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Options = tuple[tuple[str, Any], ...]
 
 _AUTHORITY: Final = "grpc.default_authority"
+_TLS_NAME: Final = "grpc.ssl_target_name_override"
 
 _FIXED: Final[Options] = (
     # Two meshes, or a sub-channel that was dropped and made again, must not share a connection and its back-off
@@ -56,7 +57,9 @@ def subchannel_options(
         # So the back-off may not outgrow connect_timeout either. It is the breaker that keeps calls from a dead
         # endpoint; one that comes back is connected again within this time, not within gRPC's 2 minutes.
         ("grpc.max_reconnect_backoff_ms", connect_ms),
-        (_AUTHORITY, authority),
+        # A bare list of addresses ("static:///a:1,b:2") has no name: each instance is called by its own address then.
+        # And with another TLS name gRPC itself calls an instance by that; it refuses a call by a name that differs.
+        *(() if "," in authority or _TLS_NAME in named else ((_AUTHORITY, authority),)),
     )
     return (*(option for option in defaults if option[0] not in named), *own)
 
@@ -71,7 +74,8 @@ def subchannel_target(endpoint: Endpoint) -> str:
 def checked(options: Iterable[tuple[str, Any]] | None) -> Options:
     """The caller's options as pairs. Raises ConfigError."""
     try:
-        pairs = tuple((name, value) for name, value in options or ())
+        # gRPC takes names as bytes, too.
+        pairs = tuple((name.decode() if isinstance(name, bytes) else name, value) for name, value in options or ())
     except (TypeError, ValueError):
         raise ConfigError(f"options: {options!r} is not a sequence of (name, value) pairs") from None
     for name, _ in pairs:

@@ -19,6 +19,7 @@ from meshlb.node import NOT_STARTED
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
+    from meshlb.grpc._channel import MeshChannel
     from meshlb.grpc._method import Invocation, Method
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
@@ -55,6 +56,11 @@ class Starting(Ending):
         self._waiting: LeaseRequest | Pause | None = None
         self._cancelling = False
 
+    @property
+    def channel(self) -> MeshChannel:
+        """The channel that the call is made on."""
+        return self._channel
+
     @abstractmethod
     def _started(self, inner: Any, lease: Lease, trace: AttemptTrace | None, limit: float | None) -> None:
         """The native call of an attempt has been made; ``limit`` as in ``_invoke``."""
@@ -75,11 +81,15 @@ class Starting(Ending):
         if attempts.out_of_time():
             self._finish(attempts.too_late())
             return
-        lease = cluster.try_start(attempts.context)
+        try:
+            lease = cluster.try_start(attempts.context)
+        except MeshError as error:
+            self._finish(as_rpc_error(error))
+            return
         if lease is not None:
             self._start(lease, raising=True)
-        elif cluster.age is not None and not attempts.patient:
-            self._finish(as_rpc_error(cluster.unavailable()))
+        elif not cluster.may_wait and not attempts.patient:
+            self._finish(as_rpc_error(cluster.unavailable(attempts.context)))
         else:
             channel.add_waiter(self)
             self._waiting = LeaseRequest(
@@ -120,7 +130,7 @@ class Starting(Ending):
             if trace is not None:
                 self._parent = trace.parent
             try:
-                inner, limit = self._invoke(lease, resend, trace)
+                inner, limit = self._invoke(lease, trace)
             except BaseException as error:
                 failure = error
             else:
@@ -134,7 +144,7 @@ class Starting(Ending):
                 if again is not None:
                     lease = again
                     continue
-                failure = as_rpc_error(self._channel.cluster.unavailable())
+                failure = as_rpc_error(self._channel.cluster.unavailable(self._attempts.context))
             lease.close(outcome)
             if isinstance(failure, MeshError):
                 failure = as_rpc_error(failure)
@@ -149,7 +159,7 @@ class Starting(Ending):
                 del failure  # or it would hold this frame, which holds it
             return
 
-    def _invoke(self, lease: Lease, resend: int, trace: AttemptTrace | None) -> tuple[Any, float | None]:
+    def _invoke(self, lease: Lease, trace: AttemptTrace | None) -> tuple[Any, float | None]:
         """Make the native call; with the seconds that its response may take, if gRPC does not see to that itself."""
         invocation = self._invocation
         timeout = limit = self._attempts.next_timeout()
@@ -164,7 +174,7 @@ class Starting(Ending):
         inner = getattr(native, self._verb)(
             invocation.body(),
             timeout,
-            attempt_metadata(invocation.metadata, resend, trace),
+            attempt_metadata(invocation.metadata, self._attempts.previous, trace),
             invocation.credentials,
             None,
             invocation.compression,

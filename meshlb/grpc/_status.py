@@ -15,16 +15,7 @@ import grpc
 
 from meshlb.model import CANCELLED, OK, Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED
-
-PUSHBACK: Final = "grpc-retry-pushback-ms"
-"""Trailing metadata: when the server wants the next attempt, in milliseconds; negative for never (gRFC A6)."""
-
-PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
-"""Request metadata of every attempt but the first: how many came before it (gRFC A6). gRPC's core keeps this name to
-itself: it arrives only if the channel's options switch core's own retries off."""
-
-ATTEMPT_METADATA: Final = (PREVIOUS_ATTEMPTS, "meshlb-previous-attempts")
-"""The same under both names: the convention's, and one that always arrives."""
+from meshlb.serving import PUSHBACK
 
 # -- the texts -----------------------------------------------------------------------------------------------------
 
@@ -73,8 +64,11 @@ _CONNECT_FAILED: Final = Outcome(OutcomeKind.FAILURE, Sent.NOT_SENT, retryable=T
 _NO_FILES: Final = Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, retryable=True, reason="too many open files")
 _CLOSED_UNDER_CALL: Final = Outcome(OutcomeKind.IGNORED, Sent.MAYBE, retryable=True, reason="connection closed")
 
-TIMED_OUT: Final = Outcome(OutcomeKind.FAILURE, Sent.MAYBE, retryable=True, reason="DEADLINE_EXCEEDED")
+TIMED_OUT: Final = Outcome(OutcomeKind.FAILURE, Sent.MAYBE, retryable=True, reason="DEADLINE_EXCEEDED", timed_out=True)
 """No response within the time that the attempt had. The adapter knows whether the call itself has time left."""
+
+SILENT: Final = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, reason="stream idle", timed_out=True)
+"""A stream of responses that had begun, and then said nothing for too long."""
 
 _FAILED: Final = {
     # Retryable where the status says "not now" or "not here"; INTERNAL, UNKNOWN and DATA_LOSS say that something

@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 
 from meshlb.grpc._driver import Driver
-from meshlb.grpc._errors import LocalRpcError
+from meshlb.grpc._errors import DeadlineExceeded, LocalRpcError
 from meshlb.grpc._future import MeshCall
-from meshlb.grpc._method import Invocation, Method
+from meshlb.grpc._idle import Silence
+from meshlb.grpc._method import Method
 from meshlb.grpc._requests import Payload, RequestSource
 from meshlb.grpc._types import StreamStreamMultiCallable, UnaryStreamMultiCallable
 
@@ -24,6 +25,7 @@ class StreamCall(MeshCall):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._reader: Any = None
+        self._silence: Silence | None = None
 
     def __iter__(self) -> StreamCall:
         return self
@@ -32,11 +34,21 @@ class StreamCall(MeshCall):
         reader = self._reader
         if reader is None:
             return self._first()
+        silence = self._silence
+        if silence is not None:
+            silence.begin()
         try:
-            return next(reader)
+            response = next(reader)
         except (StopIteration, grpc.RpcError):
             self._driver.settle(reader)
+            if silence is not None:
+                silence.over()
+                if isinstance(self._driver.final, DeadlineExceeded):
+                    raise self._driver.final from None
             raise
+        if silence is not None:
+            silence.end()
+        return response
 
     next = __next__
 
@@ -57,6 +69,9 @@ class StreamCall(MeshCall):
                 continue
             if driver.answered(inner):
                 self._reader = inner
+                idle = driver.channel.cluster.config.stream_idle_timeout
+                if idle is not None:
+                    self._silence = Silence(driver, inner, idle)
                 return response
 
 
@@ -75,7 +90,9 @@ class UnaryStream(Method, UnaryStreamMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        invocation = Invocation(Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(
+            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
+        )
         return StreamCall(Driver(self, invocation, verb="__call__"))
 
 
@@ -95,5 +112,5 @@ class StreamStream(Method, StreamStreamMultiCallable):
         compression: Any = None,
     ) -> Any:
         source = RequestSource(request_iterator)
-        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
         return StreamCall(Driver(self, invocation, verb="__call__"))

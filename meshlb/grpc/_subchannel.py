@@ -40,7 +40,7 @@ def opener(
     credentials: grpc.ChannelCredentials | None,
     options: Any,
     compression: grpc.Compression | None,
-    on_close: Callable[[SubChannel], object],
+    on_close: Callable[[SubChannel], object] | None,
 ) -> Callable[[Node], SubChannel]:
     """A function that makes the sub-channel of an endpoint. It holds on to no channel of ours.
 

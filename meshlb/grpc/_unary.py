@@ -10,11 +10,11 @@ import grpc
 from meshlb.grpc._blocking import BlockingMethod
 from meshlb.grpc._driver import Driver
 from meshlb.grpc._future import FutureCall
-from meshlb.grpc._keys import context_of
-from meshlb.grpc._method import Invocation
 from meshlb.grpc._requests import Payload, RequestSource
+from meshlb.grpc._sessions import context_and_metadata
 from meshlb.grpc._types import StreamUnaryMultiCallable, UnaryUnaryMultiCallable
 from meshlb.model import NO_CONTEXT
+from meshlb.serving import surroundings
 
 
 class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
@@ -26,7 +26,14 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         super().__init__(*args)
         self._try_start = self._cluster.try_start
         # Without limits of ours the caller's timeout is the attempt's, and without reports the response is all.
-        self._is_plain = self._limit is None and self._per_try is None and not self._wants_reports
+        retry = self.policy.retry
+        self._is_plain = (
+            self._limit is None
+            and (retry is None or retry.per_try_timeout is None)
+            and self.policy.is_plain
+            and self._cluster.throttling is None
+            and not self._wants_reports
+        )
 
     def __call__(
         self,
@@ -39,11 +46,11 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
     ) -> Any:
         # The fast path, by hand: everything added to a bare call stands here (and in try_start and close).
         lease = trace = error = context = None
-        if self._hashes:
+        if self._reads_calls:
             if metadata is not None and type(metadata) is not tuple:
                 metadata = tuple(metadata)  # it may be any iterable, and is read more than once
-            context = context_of(self._cluster, self._method, metadata)
-        if self._is_plain and not wait_for_ready and (timeout is None or timeout > 0):
+            context, metadata = context_and_metadata(self._cluster, self._method, metadata)
+        if self._is_plain and not wait_for_ready and (timeout is None or timeout > 0) and surroundings() is None:
             lease = self._try_start(context or NO_CONTEXT)
             if lease is not None:
                 trace = self._rpc_attempt(self._cluster, lease, method=self._method)
@@ -60,8 +67,10 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
                         lease.close()
                         return response
         try:
-            invocation = Invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
-            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error, context=context)
+            invocation = self.invocation(
+                request, None, timeout, metadata, credentials, wait_for_ready, compression, context
+            )
+            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error)
         finally:
             error = None  # or it would hold this frame, which holds it
 
@@ -74,7 +83,7 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> tuple[Any, grpc.Call]:
-        invocation = Invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(request, None, timeout, metadata, credentials, wait_for_ready, compression)
         response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
         return response
 
@@ -87,7 +96,9 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        invocation = Invocation(Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(
+            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
+        )
         return FutureCall(Driver(self, invocation, verb="future"))
 
 
@@ -106,7 +117,7 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         compression: Any = None,
     ) -> Any:
         source = RequestSource(request_iterator)
-        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
         return self.run(invocation, with_call=False)
 
     def with_call(
@@ -119,7 +130,7 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         compression: Any = None,
     ) -> tuple[Any, grpc.Call]:
         source = RequestSource(request_iterator)
-        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
         response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
         return response
 
@@ -133,5 +144,5 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         compression: Any = None,
     ) -> Any:
         source = RequestSource(request_iterator)
-        invocation = Invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
+        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
         return FutureCall(Driver(self, invocation, verb="future"))

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from meshlb.resilience.breaker import Breaker, BreakerState, CircuitBreaker
+from meshlb.resilience.breaker import BreakerState, CircuitBreaker, Verdict
+from meshlb.resilience.breaker_options import Breaker, StateChange, StateListener
 from meshlb.resilience.budget import RetryBudget, TokenBudget
 from meshlb.resilience.ejection import EjectionCap
+from meshlb.resilience.gradient import Gradient2, GradientLimit
+from meshlb.resilience.hedge import Hedge
+from meshlb.resilience.limits import ConcurrencyLimiter, EndpointLimit, Limits
+from meshlb.resilience.outlier import OutlierDetection, OutlierDetector
 from meshlb.resilience.retry import Backoff, Retry
+from meshlb.resilience.stall import Pulse, StallMonitor
+from meshlb.resilience.throttle import AdaptiveThrottle, AdaptiveThrottling, RetryThrottle, RetryThrottling
 
 __all__ = [
+    "AdaptiveThrottle",
+    "AdaptiveThrottling",
     "Backoff",
     "Breaker",
     "BreakerState",
     "CircuitBreaker",
+    "ConcurrencyLimiter",
     "EjectionCap",
+    "EndpointLimit",
+    "Gradient2",
+    "GradientLimit",
+    "Hedge",
+    "Limits",
+    "OutlierDetection",
+    "OutlierDetector",
+    "Pulse",
     "Retry",
     "RetryBudget",
+    "RetryThrottle",
+    "RetryThrottling",
+    "StallMonitor",
+    "StateChange",
+    "StateListener",
     "TokenBudget",
+    "Verdict",
 ]

@@ -6,12 +6,16 @@ import threading
 
 
 class EjectionCap:
-    """Counts endpoints that breakers hold open, and refuses one too many.
+    """Counts endpoints that are out, by their breaker or as outliers, and refuses one too many.
 
-    The rule is gRFC A50's: an ejection is refused when the share that is out *already* has reached the limit. So at
-    least one endpoint can always be ejected, however few there are (Envoy's default ejects none below ten), unless
-    the limit is 0. Its lock is a leaf: nothing else is ever acquired while it is held, so an endpoint may call it
-    under a lock of its own.
+    The rule: one endpoint may always be ejected, however few there are; more of them only as long as the share that is
+    out, the new one included, stays within the limit. A limit of 0 ejects none. That is Envoy's rule with
+    ``always_eject_one_host`` (without it Envoy ejects nothing below ten hosts). gRFC A50 looks at the share *before*
+    the ejection, and so may exceed the limit by one host: of three endpoints at 50 % it would take out two, which is
+    below the panic threshold already and puts all of them back.
+
+    Its lock is a leaf: nothing else is ever acquired while it is held, so an endpoint may call it under a lock of its
+    own.
     """
 
     __slots__ = ("_limit", "_lock", "_out", "_size")
@@ -35,13 +39,15 @@ class EjectionCap:
     def try_take(self) -> bool:
         """Take a place among the ejected; False if the cap is reached."""
         with self._lock:
-            if self._size == 0 or 100.0 * self._out / self._size >= self._limit:
+            if not self._size or not self._limit:
+                return False
+            if self._out and 100.0 * (self._out + 1) / self._size > self._limit:
                 return False
             self._out += 1
             return True
 
     def take(self) -> None:
-        """Take a place whatever the cap says: for an endpoint that is out already."""
+        """Take a place whatever the cap says: for an endpoint that is out already, or by hand."""
         with self._lock:
             self._out += 1
 

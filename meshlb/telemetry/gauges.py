@@ -77,7 +77,7 @@ def _latency(cluster: Cluster) -> Iterator[Reading]:
 
 def _weight(cluster: Cluster) -> Iterator[Reading]:
     for node, attributes in _each_node(cluster):
-        yield attributes, node.weight
+        yield attributes, node.effective_weight(cluster.clock())
 
 
 def _state(cluster: Cluster) -> Iterator[Reading]:

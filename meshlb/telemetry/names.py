@@ -50,6 +50,8 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 SERVICE: Final = "meshlb.service"
 TAG: Final = "meshlb.tag"
 DATACENTER: Final = "meshlb.datacenter"
+SOURCE: Final = "meshlb.source"
+"""Where a target's service is asked for, if not in the mesh's own discovery."""
 ZONE: Final = "meshlb.zone"
 ATTEMPT: Final = "meshlb.attempt"
 """1 for the first attempt of a call, 2 for its first retry, and so on."""

@@ -27,6 +27,8 @@ def service_attributes(query: ServiceQuery) -> Attributes:
         attributes[names.TAG] = query.tag
     if query.datacenter is not None:
         attributes[names.DATACENTER] = query.datacenter
+    if query.source is not None:
+        attributes[names.SOURCE] = query.source
     return attributes
 
 

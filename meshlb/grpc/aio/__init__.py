@@ -20,6 +20,7 @@ import grpc.aio
 
 from meshlb.default import default_mesh
 from meshlb.errors import ConfigError
+from meshlb.grpc._policy import Given, native_options
 from meshlb.grpc._target import parse
 from meshlb.grpc.aio._channel import MeshChannel
 from meshlb.grpc.aio._interceptor import AioMeshInterceptor
@@ -36,19 +37,22 @@ def insecure_channel(
     *,
     mesh: Mesh | None = None,
     attempt_interceptors: Sequence[Any] | None = None,
+    service_config: Given = None,
 ) -> grpc.aio.Channel:
     """A channel without TLS to the instances of a service.
 
-    ``target``: ``consul:///orders`` (with ``?dc=...&tag=...``) or a bare service name. A target of gRPC's own
-    (``dns:``, ``ipv4:``, ``host:port``...) gives grpc's own channel, so that one factory serves a whole program.
+    ``target``: ``consul:///orders`` (with ``?dc=...&tag=...``), ``consul://agent:8500/orders``, ``static:///a:1,b:2``
+    or a bare service name, as for ``meshlb.grpc.insecure_channel``. A target of gRPC's own (``dns:``, ``ipv4:``,
+    ``host:port``...) gives grpc's own channel, so that one factory serves a whole program.
     ``options``: gRPC channel arguments, for the connection to each instance. ``interceptors``: run once a call, above
     the choice of an instance, as grpc.aio runs them. ``attempt_interceptors``: run for every attempt, on the
-    connection to the chosen instance. ``mesh``: None means the process's default mesh.
+    connection to the chosen instance. ``mesh``: None means the process's default mesh. ``service_config``: as for
+    ``meshlb.grpc.insecure_channel``.
 
     Raises ConfigError for a bad target or bad options, ValueError for what is no interceptor, MeshClosed if the mesh
     is closed.
     """
-    return _make_channel(target, None, options, compression, interceptors, mesh, attempt_interceptors)
+    return _make_channel(target, None, options, compression, interceptors, mesh, attempt_interceptors, service_config)
 
 
 def secure_channel(
@@ -60,6 +64,7 @@ def secure_channel(
     *,
     mesh: Mesh | None = None,
     attempt_interceptors: Sequence[Any] | None = None,
+    service_config: Given = None,
 ) -> grpc.aio.Channel:
     """``insecure_channel`` with TLS.
 
@@ -68,7 +73,9 @@ def secure_channel(
     """
     if credentials is None:
         raise ConfigError("credentials: None; insecure_channel makes a channel without TLS")
-    return _make_channel(target, credentials, options, compression, interceptors, mesh, attempt_interceptors)
+    return _make_channel(
+        target, credentials, options, compression, interceptors, mesh, attempt_interceptors, service_config
+    )
 
 
 def _make_channel(
@@ -79,13 +86,18 @@ def _make_channel(
     interceptors: Sequence[Any] | None,
     mesh: Mesh | None,
     attempt_interceptors: Sequence[Any] | None,
+    service_config: Given,
 ) -> grpc.aio.Channel:
     cluster = parse(target, mesh)
     if cluster is not None:
         owner = mesh or default_mesh()
-        return MeshChannel(owner, cluster, credentials, options, compression, interceptors, attempt_interceptors)
+        return MeshChannel(
+            owner, cluster, credentials, options, compression, interceptors, attempt_interceptors, service_config
+        )
     # One endpoint, one attempt: what would run for each attempt runs innermost.
     both = (*(interceptors or ()), *(attempt_interceptors or ())) or None
+    # By keyword: an instrumentation's function in the place of grpc's adds its own interceptors there.
+    options = native_options(options, service_config)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options, compression, both)
-    return grpc.aio.secure_channel(target, credentials, options, compression, both)
+        return grpc.aio.insecure_channel(target, options, compression, interceptors=both)
+    return grpc.aio.secure_channel(target, credentials, options, compression, interceptors=both)

@@ -18,8 +18,9 @@ import grpc.aio
 
 from meshlb.balancing.orca import report_among
 from meshlb.call import Call, Safety
+from meshlb.errors import MeshError
 from meshlb.grpc import _status
-from meshlb.grpc._keys import context_of
+from meshlb.grpc._sessions import context_and_metadata
 from meshlb.grpc.aio._completion import Completion
 from meshlb.grpc.aio._ended import CANCELLED, Ended, closed_under_call, ended_with, out_of_time
 from meshlb.grpc.aio._errors import as_aio_error
@@ -27,10 +28,12 @@ from meshlb.grpc.aio._native import AioRpcError, immediate
 from meshlb.model import CANCELLED as CANCELLED_OUTCOME
 from meshlb.model import NO_CONTEXT, OK, Outcome, OutcomeKind, Sent
 from meshlb.node import NOT_STARTED, Lease
+from meshlb.serving import ATTEMPT_METADATA, surroundings
 
 if TYPE_CHECKING:
     from meshlb.grpc.aio._loops import LoopChannels, SubChannel
     from meshlb.grpc.aio._multicallable import MultiCallable
+    from meshlb.serving import ServedRequest
     from meshlb.telemetry import AttemptTrace
 
 logger = logging.getLogger("meshlb.grpc.aio")
@@ -87,9 +90,14 @@ class Attempts(Completion):
         # A copy: an iterator could not be read again, and what its owner changes later is not for a later attempt.
         self._metadata = None if metadata is None else tuple(metadata)
         self._credentials = credentials
-        self._wait_for_ready = wait_for_ready
+        policy = method.policy
+        self._wait_for_ready = policy.patient if wait_for_ready is None else wait_for_ready
         self._compression = compression
         cluster = method.cluster
+        timeout = policy.limited(timeout)
+        self._around = around = surroundings()
+        if around is not None:
+            timeout = cluster.limited(around, timeout)
         limit = cluster.config.timeout
         if limit is not None and (timeout is None or timeout > limit):
             self._limit(timeout)
@@ -100,9 +108,13 @@ class Attempts(Completion):
                 self._end_out_of_time()
                 return
         here.active[id(self)] = self._ref = weakref.ref(self)
-        if cluster.hashes:
-            self._context = context_of(cluster, method.path, self._metadata)
-        lease = cluster.try_start(self._context)
+        if cluster.reads_calls:
+            self._context, self._metadata = context_and_metadata(cluster, method.path, self._metadata)
+        try:
+            lease = cluster.try_start(self._context)
+        except MeshError as error:
+            self._end(ended_with(error))
+            return
         if lease is None:
             self._pending = here.loop.create_task(self._acquire())
             return
@@ -146,7 +158,7 @@ class Attempts(Completion):
                 method.cluster, lease, method=method.path, resend=self._attempts, parent=self._parent
             )
             metadata = self._metadata
-            if trace is not None or self._attempts:
+            if trace is not None or self._attempts or self._around is not None:
                 metadata = self._attempt_metadata(trace)
             timeout = self._attempt_timeout()
             try:
@@ -168,7 +180,7 @@ class Attempts(Completion):
                 self._here.forget(lease.node)
                 again = method.cluster.try_again(self._context)
                 if again is None:
-                    raise as_aio_error(method.cluster.unavailable()) from error
+                    raise as_aio_error(method.cluster.unavailable(self._context)) from error
                 lease = again
                 continue
             self._attempts += 1
@@ -189,8 +201,11 @@ class Attempts(Completion):
 
     def _attempt_metadata(self, trace: AttemptTrace | None) -> tuple[tuple[str, Any], ...]:
         metadata = list(self._metadata or ())
-        if self._attempts:
-            metadata.append((_status.PREVIOUS_ATTEMPTS, str(self._attempts)))
+        previous = 0 if self._around is None else self._around.previous_attempts
+        if self._retry is not None:
+            previous += self._retry.retried
+        if previous:
+            metadata.extend((name, str(previous)) for name in ATTEMPT_METADATA)
         if trace is not None:
             self._parent = trace.parent
             trace.inject(lambda key, value: metadata.append((key, value)))
@@ -211,6 +226,7 @@ class Attempts(Completion):
                 report = report_among(immediate(native.trailing_metadata()))
             if code is grpc.StatusCode.OK:
                 self._settle(OK, code)
+                self._succeeded()
                 self._finish()
             else:
                 self._attempt_failed(native, code)
@@ -222,6 +238,14 @@ class Attempts(Completion):
                 self._native = native
                 self._settle(NOT_STARTED, None)
                 self._finish()
+
+    def _succeeded(self) -> None:
+        """Tell of a success what goes by it."""
+        policy = self._method.policy
+        if (throttle := policy.throttle) is not None:
+            throttle.succeeded()
+        if (timer := policy.timer) is not None:
+            timer.record(self._lease.latency)
 
     def _answered(self, *, late: bool) -> None:
         """The response has begun to reach the caller. ``late``: it may have been there before he looked, so nothing
@@ -256,13 +280,19 @@ class Attempts(Completion):
         if retry is None:
             started = self._lease.started
             left = None if self._deadline is None else self._deadline - started
-            retry = self._retry = Call(self._method.cluster, self._context, started, left)
-        if self._committed or (outcome is _status.TIMED_OUT and not self._cut_short):
-            safety = Safety.NEVER  # where the time of the whole call is up, a timer's inaccuracy must not retry it
-        else:
-            safety = self._safety()
+            policy = self._method.policy
+            retry = self._retry = Call(
+                self._method.cluster,
+                self._context,
+                started,
+                left,
+                retry=policy.retry,
+                throttle=policy.throttle,
+                served=self._served,
+            )
+        safety = self._safety_after(outcome)
         lease = self._lease
-        pause = retry.after(lease, outcome, safety, error)
+        pause = retry.after(lease, self._judged(outcome, error), safety, error)
         self._settle(outcome, code)
         unconnected = outcome.sent is Sent.NOT_SENT and outcome.kind is OutcomeKind.FAILURE
         self._subchannel.unreachable = unconnected
@@ -279,6 +309,23 @@ class Attempts(Completion):
             self._wait_ready()
         else:
             self._give_up()
+
+    @property
+    def _served(self) -> ServedRequest | None:
+        """The request that the call is made for, if that is known."""
+        return None if self._around is None else self._around.request
+
+    def _safety_after(self, outcome: Outcome) -> Safety:
+        if self._committed or (outcome is _status.TIMED_OUT and not self._cut_short):
+            return Safety.NEVER  # where the time of the whole call is up, a timer's inaccuracy must not retry it
+        return self._safety()
+
+    def _judged(self, outcome: Outcome, error: BaseException) -> Outcome:
+        """The outcome as ``Retry.retry_on``, or the codes of the method's retryPolicy, have it."""
+        policy, lease = self._method.policy, self._lease
+        if policy.retry_on is None:
+            return outcome
+        return policy.judged(outcome, error, self._attempts, self._method.cluster.clock() - lease.started)
 
     def _again(self) -> None:
         """Make the next attempt."""

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from meshlb.grpc._sessions import set_cookie
 from meshlb.grpc.aio._attempts import Attempts
 from meshlb.grpc.aio._ended import CANCELLED
 from meshlb.grpc.aio._native import AioRpcError, is_immediate
@@ -24,6 +25,8 @@ class MeshCall(Attempts):
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()
+        if self._retry is not None:
+            self._retry.give_up()
         native = self._native
         if native is None:
             self._end(CANCELLED)
@@ -56,7 +59,17 @@ class MeshCall(Attempts):
             if native is self._native:
                 if metadata and not self._committed:
                     self._answered(late=late)
+                if self._context.session is not None:
+                    return await self._with_cookie(native, metadata)
                 return metadata
+
+    async def _with_cookie(self, native: Any, metadata: grpc.aio.Metadata) -> grpc.aio.Metadata:
+        """The metadata, with the session's cookie if the caller does not have it. As in ``Driver.set_cookie``."""
+        if native.done() and not self._committed and await native.code() is not grpc.StatusCode.OK:
+            return metadata
+        channel = self._method.channel
+        entry = set_cookie(channel.cluster, self._context, secure=channel.secure)
+        return metadata if entry is None else grpc.aio.Metadata(*metadata, (entry.key, entry.value))
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
         """The metadata at the end of the RPC."""

@@ -16,7 +16,9 @@ import grpc.aio
 
 from meshlb import control
 from meshlb.errors import MeshError
-from meshlb.grpc._options import subchannel_options, subchannel_target
+from meshlb.grpc._options import checked, subchannel_options, subchannel_target
+from meshlb.grpc._policy import Given, MethodPolicies
+from meshlb.grpc._probing import OwnChannelsProber
 from meshlb.grpc.aio._connectivity import state_of
 from meshlb.grpc.aio._errors import as_aio_error
 from meshlb.grpc.aio._interceptors import front_channel, intercepted_kinds
@@ -27,7 +29,7 @@ from meshlb.grpc.aio._multicallable import (
     UnaryStreamMultiCallable,
     UnaryUnaryMultiCallable,
 )
-from meshlb.grpc.aio._native import CHANNEL_CLOSED, UsageError
+from meshlb.grpc.aio._native import CHANNEL_CLOSED, UsageError, unpatched
 from meshlb.waiting import Signal
 
 if TYPE_CHECKING:
@@ -62,9 +64,13 @@ class MeshChannel(grpc.aio.Channel):
         compression: grpc.Compression | None,
         interceptors: Sequence[Any] | None,
         attempt_interceptors: Sequence[Any] | None,
+        service_config: Given = None,
     ) -> None:
         self.mesh = mesh
         self.cluster = cluster
+        self.secure = credentials is not None
+        self.policies = MethodPolicies(cluster, checked(options), service_config)
+        options = self.policies.options
         self.intercepted_kinds = intercepted_kinds(interceptors)
         self.intercepts_attempts = bool(intercepted_kinds(attempt_interceptors))
         self._interceptors = tuple(interceptors or ())
@@ -77,6 +83,10 @@ class MeshChannel(grpc.aio.Channel):
             tuple(attempt_interceptors or ()) or None,
         )
         self._keys: dict[Any, object] = {}
+        self._prober: OwnChannelsProber | None = None
+        if cluster.probing is not None:
+            self._prober = OwnChannelsProber(cluster, credentials, options, compression)
+            cluster.probing.add(self._prober)
         self._closed = False
         self._loops: dict[asyncio.AbstractEventLoop, LoopChannels] = {}
         self._inherited: list[dict[asyncio.AbstractEventLoop, LoopChannels]] = []
@@ -187,12 +197,13 @@ class MeshChannel(grpc.aio.Channel):
         return state_of(self.cluster, self.here(), connect=try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait until the state is not ``last_observed_state``. Raises UsageError after ``close``."""
-        while True:
-            if self._closed:
-                raise UsageError(CHANNEL_CLOSED)
-            if self.get_state() is not last_observed_state:
-                return
+        """Wait until the state is not ``last_observed_state``, which it is not when the channel is closed meanwhile.
+
+        Raises UsageError if it is closed already.
+        """
+        if self._closed:
+            raise UsageError(CHANNEL_CLOSED)
+        while self.get_state() is last_observed_state:
             await asyncio.sleep(_STATE_POLL)
 
     async def channel_ready(self) -> None:
@@ -226,6 +237,8 @@ class MeshChannel(grpc.aio.Channel):
         with self._lock:
             self._closed = True
             loops, self._loops = self._loops, {}
+        if self._prober is not None:
+            self._prober.close()
         await asyncio.gather(*(self._close_in(channels, grace) for channels in loops.values()))
 
     async def _close_in(self, channels: LoopChannels, grace: float | None) -> None:
@@ -256,6 +269,9 @@ class MeshChannel(grpc.aio.Channel):
         loops = getattr(self, "_loops", None)
         if loops:
             self.mesh.call_soon(_discard, tuple(loops.values()))
+        prober = getattr(self, "_prober", None)
+        if prober is not None:
+            self.mesh.call_soon(prober.close)
 
     def after_fork_in_child(self) -> None:
         """Leave what the parent holds to the parent."""
@@ -284,8 +300,8 @@ def _connect(
 ) -> grpc.aio.Channel:
     target = subchannel_target(node.endpoint)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options, compression, interceptors)
-    return grpc.aio.secure_channel(target, credentials, options, compression, interceptors)
+        return unpatched("insecure_channel")(target, options, compression, interceptors)
+    return unpatched("secure_channel")(target, credentials, options, compression, interceptors)
 
 
 def _discard(loops: tuple[LoopChannels, ...]) -> None:

@@ -19,11 +19,12 @@ def state_of(cluster: Cluster, here: LoopChannels, *, connect: bool) -> grpc.Cha
     """READY if one endpoint is connected, else CONNECTING if one is being connected, TRANSIENT_FAILURE if none that
     was tried can be, IDLE if none was tried.
 
-    ``connect``: with no connection made or in the making, start one to an endpoint that was not tried yet.
+    ``connect``: with no connection made or in the making, start one to an endpoint that was not tried yet. The state is
+    that of before, as gRPC's: who waits for it to change will see the new one.
     """
     subchannels = tuple(here.subchannels)
     states = {subchannel.state() for subchannel in subchannels}
-    if connect and _State.READY not in states:
+    if (connect or here.wants_connection) and _State.READY not in states:
         # An endpoint without a lease: it may be swept when idle, and is connected again by its first call.
         tried = {subchannel.node for subchannel in subchannels}
         states = {subchannel.state(connect=True) for subchannel in subchannels}
@@ -31,7 +32,7 @@ def state_of(cluster: Cluster, here: LoopChannels, *, connect: bool) -> grpc.Cha
             node = cluster.view.picker.pick(CallContext(excluded=tried))
             if node is not None and node not in tried:
                 here.get(node).state(connect=True)
-                return _State.CONNECTING
+        here.wants_connection = not here.subchannels
     for state in (_State.READY, _State.CONNECTING):
         if state in states:
             return state

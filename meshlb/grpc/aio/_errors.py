@@ -37,12 +37,24 @@ class CircuitOpen(NoEndpoints, _errors.CircuitOpen):
     """There are instances, but every one of them is out of rotation (UNAVAILABLE)."""
 
 
+class SessionLost(NoEndpoints, _errors.SessionLost):
+    """The instance that the call's session is bound to is gone, and it may not move (UNAVAILABLE)."""
+
+
 class DiscoveryError(LocalAioRpcError, _errors.DiscoveryError):
     """The registry failed, and no instance is known (UNAVAILABLE)."""
 
 
 class DiscoveryTimeout(DiscoveryError, _errors.DiscoveryTimeout):
     """The registry did not give its first answer in time (UNAVAILABLE)."""
+
+
+class Throttled(LocalAioRpcError, _errors.Throttled):
+    """Refused here, without an attempt: the service turns most calls away (RESOURCE_EXHAUSTED)."""
+
+
+class LimitExceeded(LocalAioRpcError, _errors.LimitExceeded):
+    """Refused here, without an attempt: as much is under way as ``ServiceConfig.limits`` allow (RESOURCE_EXHAUSTED)."""
 
 
 class DeadlineExceeded(LocalAioRpcError, _errors.DeadlineExceeded):
@@ -65,8 +77,11 @@ class EndpointClosed(LocalAioRpcError):
 _CLASSES: Final[dict[type[_errors.LocalRpcError], type[LocalAioRpcError]]] = {
     _errors.CircuitOpen: CircuitOpen,
     _errors.NoEndpoints: NoEndpoints,
+    _errors.SessionLost: SessionLost,
     _errors.DiscoveryTimeout: DiscoveryTimeout,
     _errors.DiscoveryError: DiscoveryError,
+    _errors.Throttled: Throttled,
+    _errors.LimitExceeded: LimitExceeded,
     _errors.DeadlineExceeded: DeadlineExceeded,
     _errors.MeshClosed: MeshClosed,
 }

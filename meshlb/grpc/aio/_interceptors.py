@@ -18,6 +18,7 @@ from meshlb.grpc.aio._native import (
     StreamUnaryInterceptor,
     UnaryStreamInterceptor,
     UnaryUnaryInterceptor,
+    unpatched,
 )
 
 _NOWHERE: Final = "ipv4:127.0.0.1:9"
@@ -48,7 +49,7 @@ def _kind_of(interceptor: Any) -> str:
 def front_channel(interceptors: Sequence[Any]) -> Any:
     """The channel that runs the interceptors, for the running loop."""
     ours: tuple[Any, ...] = (_UnaryUnary(), _UnaryStream(), _StreamUnary(), _StreamStream())
-    return grpc.aio.insecure_channel(_NOWHERE, interceptors=(*interceptors, *ours))
+    return unpatched("insecure_channel")(_NOWHERE, interceptors=(*interceptors, *ours))
 
 
 class _UnaryUnary(UnaryUnaryInterceptor):

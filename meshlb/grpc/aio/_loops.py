@@ -79,7 +79,8 @@ class SubChannel(NativeChannel):
 class LoopChannels:
     """The sub-channels and active calls of one channel in one loop."""
 
-    __slots__ = ("__weakref__", "_guard", "_make", "_resources", "active", "front", "kept", "loop", "subchannels")
+    __slots__ = ("__weakref__", "_guard", "_make", "_resources", "active", "front", "kept", "loop", "subchannels",
+                 "wants_connection")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cluster: Cluster, make: Callable[[Node], Any]) -> None:
         self.loop = loop
@@ -92,6 +93,8 @@ class LoopChannels:
         self.front: NativeChannel | None = None
         """The native channel that runs the user's interceptors; made by the first call that needs one."""
         self.subchannels: set[SubChannel] = set()
+        self.wants_connection = False
+        """A connection was asked for before the registry had answered: the next look at the state makes one."""
         self._make = make
         self._guard: LoopGuard | None = None
         # Kept after fork: finalising a native channel of the parent in the child may hang.

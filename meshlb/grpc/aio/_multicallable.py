@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import grpc
 import grpc.aio
 
-from meshlb.grpc._idempotency import is_idempotent
 from meshlb.grpc.aio._call import MeshCall
+from meshlb.grpc.aio._hedged import HedgedUnaryCall
 from meshlb.grpc.aio._kinds import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlb.grpc.aio._native import (
     StreamStreamMultiCallableABC,
@@ -49,14 +49,19 @@ class MultiCallable:
         self.registered = registered
         self.key = channel.method_key((self.kind, path, request_serializer, response_deserializer, registered))
         """Stands for all of that, and is quick to look up: stubs that are made anew share native multicallables."""
-        retry = self.cluster.config.retry
+        self.policy = channel.policies.of(path.decode() if isinstance(path, bytes) else path)
+        retry = self.policy.retry
         self.per_try_timeout = None if retry is None else retry.per_try_timeout
         self._is_intercepted = self.kind in channel.intercepted_kinds
 
     @property
     def idempotent(self) -> bool:
         """Whether the method may be processed more than once."""
-        return is_idempotent(self.path, self.cluster.config.retry)
+        return self.policy.idempotent
+
+    def _kind_of_call(self) -> type[MeshCall]:
+        """The class of the next call."""
+        return self.call_class
 
     def start(
         self,
@@ -70,7 +75,8 @@ class MultiCallable:
         """Make an RPC, through the user's interceptors if there are any."""
         here = self.channel.here()
         if not self._is_intercepted:
-            return self.call_class(self, here, request, timeout, metadata, credentials, wait_for_ready, compression)
+            kind = self._kind_of_call()
+            return kind(self, here, request, timeout, metadata, credentials, wait_for_ready, compression)
         token = intercepted.set(self)
         try:
             return self.channel.front(here).callable(self)(
@@ -88,7 +94,7 @@ class MultiCallable:
         """Make the RPC that the interceptors want. Compression, if any, stands in the metadata by now."""
         path = details.method.decode() if isinstance(details.method, bytes) else details.method
         method = self if path == self.path else self._renamed(path)
-        return self.call_class(
+        return method._kind_of_call()(
             method,
             self.channel.here(),
             request,
@@ -108,6 +114,12 @@ class UnaryUnaryMultiCallable(MultiCallable, UnaryUnaryMultiCallableABC):
 
     kind = "unary_unary"
     call_class = UnaryUnaryCall
+
+    def _kind_of_call(self) -> type[MeshCall]:
+        timer = self.policy.timer
+        if timer is None or timer.delay() is None or not self.idempotent:
+            return UnaryUnaryCall
+        return HedgedUnaryCall
 
     def __call__(  # type: ignore[override]  # the stubs lack the "*" that grpc.aio has
         self,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+import grpc
 import grpc.aio
 
 _aio: Any = grpc.aio
@@ -51,6 +54,14 @@ DEADLINE_EXCEEDED: Final = "Deadline Exceeded"
 """What grpc.aio says in these cases. Ours says the same, since users do match on it."""
 
 
+def unpatched(name: str) -> Callable[..., grpc.aio.Channel]:
+    """``grpc.aio.insecure_channel`` or ``secure_channel`` themselves. An instrumentation puts functions of its own in
+    their place, which would make a second span of every attempt, and intercept it at some cost."""
+    module = getattr(_aio, "_channel", None)
+    original: Callable[..., grpc.aio.Channel] = getattr(module, name, None) or inspect.unwrap(getattr(_aio, name))
+    return original
+
+
 def immediate(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """The result of a coroutine that does not have to wait, such as ``code()`` of a call that has ended.
 
@@ -58,18 +69,26 @@ def immediate(coroutine: Coroutine[Any, Any, Any]) -> Any:
     cost more than the rest of the callback. Raises what the coroutine raises; RuntimeError if it would wait.
     """
     try:
-        coroutine.send(None)
+        awaited = coroutine.send(None)
     except StopIteration as stopped:
         return stopped.value
-    coroutine.close()
+    _let_go(coroutine, awaited)
     raise RuntimeError(f"{coroutine!r} had to wait")
 
 
 def is_immediate(coroutine: Coroutine[Any, Any, Any]) -> bool:
     """Whether the coroutine ends without waiting. It is run that far, and its result is dropped."""
     try:
-        coroutine.send(None)
+        awaited = coroutine.send(None)
     except StopIteration:
         return True
-    coroutine.close()
+    _let_go(coroutine, awaited)
     return False
+
+
+def _let_go(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> None:
+    """End a coroutine that waits. The future it waits for, which others wait for too (an intercepted call has one for
+    all that it is asked), has been told to expect a task, and would refuse the next one."""
+    coroutine.close()
+    if asyncio.isfuture(awaited):
+        awaited._asyncio_future_blocking = False

@@ -79,6 +79,9 @@ class StreamRequest(TimedAttempt):
         """Send one message. Raises AioRpcError if the RPC failed meanwhile, InvalidStateError if it has ended."""
         self._require_writer()
         if self._done:
+            if self._attempts == 0 and self._ended is not None and self._ended.exception is not None:
+                # There was nobody to call. gRPC would find that out while the first message waits for a connection.
+                raise self._ended.error()
             raise asyncio.InvalidStateError(ALREADY_FINISHED)
         if self._done_writing_flag:
             raise asyncio.InvalidStateError(HALF_CLOSED)
@@ -125,7 +128,12 @@ class StreamRequest(TimedAttempt):
         if self._connected is native:
             await native.write(message)
             return
-        await self._unless_over(native, native.write(message))
+        try:
+            await self._unless_over(native, native.write(message))
+        except asyncio.InvalidStateError:
+            if self._native is native:
+                await self._raise_status(native)  # it failed just before; the writer would have waited for just that
+            raise
         if self._native is native:
             self._connected = native
             if not self._remembers:

@@ -9,7 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
+from meshlb.grpc import _status
 from meshlb.grpc.aio._call import MeshCall
+from meshlb.grpc.aio._ended import ended_with
+from meshlb.grpc.aio._errors import DeadlineExceeded
 from meshlb.grpc.aio._native import API_STYLE, EOF, AioRpcError, UsageError, is_immediate
 from meshlb.grpc.aio._timed import TimedAttempt
 from meshlb.model import CANCELLED
@@ -139,6 +144,7 @@ class StreamResponse(TimedAttempt):
                 continue
             first = not self._committed
             late = first and is_immediate(native.initial_metadata())
+            watch = None if first else self._watch_silence(native)
             try:
                 message = await native.read()
             except asyncio.CancelledError:
@@ -154,11 +160,33 @@ class StreamResponse(TimedAttempt):
                     self._cancel_attempt(native)
                     raise
                 continue
+            finally:
+                if watch is not None:
+                    watch.cancel()
             if self._native is not native:
                 continue
             if first and message is not EOF:
                 self._answered(late=late)
             return message
+
+    def _watch_silence(self, native: Any) -> asyncio.TimerHandle | None:
+        """Give the stream up when the next message takes too long."""
+        idle = self._method.cluster.config.stream_idle_timeout
+        if idle is None or self._done:
+            return None
+        return self._here.loop.call_later(idle, self._silent, native, idle)
+
+    def _silent(self, native: Any, idle: float) -> None:
+        if self._done or native is not self._native:
+            return
+        error = DeadlineExceeded(
+            f"Deadline Exceeded: no message from {self._lease.endpoint.address} for {idle:g} s "
+            "(ServiceConfig.stream_idle_timeout)"
+        )
+        self._native = None
+        self._settle(_status.SILENT, grpc.StatusCode.DEADLINE_EXCEEDED)
+        self._end(ended_with(error))
+        native.cancel()
 
     def _read_in(self, style: Style) -> None:
         if self._style is None:
