@@ -3,54 +3,78 @@
 from __future__ import annotations
 
 import timeit
+from collections.abc import Callable
 
-from meshlb import Endpoint, Mesh, ServiceConfig
-from meshlb.balancing import policy_names
-from meshlb.discovery import StaticDiscovery
-from meshlb.model import NO_CONTEXT, CallContext
+from benchmarks.services import REPORT, mesh_of, variants
+from meshlb.cluster import Cluster
+from meshlb.model import CallContext
 
 SIZES = (10, 100, 1_000, 10_000)
 _NUMBER = 5_000
 _REPEAT = 7
 
+_NEW_KEYS = 20_000
+"""More than are remembered anywhere, so that none is met again before it is forgotten."""
+
 
 def run(sizes: tuple[int, ...] = SIZES) -> None:
     print("\npick time in us (best of 7), endpoints with and without a latency history mixed")
-    print(f"  {'policy':28} " + " ".join(f"{size:>8}" for size in sizes))
-    for policy in policy_names():
-        print(f"  {policy:28} " + " ".join(f"{_pick(policy, size):8.2f}" for size in sizes))
+    print(f"  {'policy':34} " + " ".join(f"{size:>8}" for size in sizes))
+    for name, policy in variants().items():
+        times = [_measured(policy, size, _reporting if name == "prequal" else _picking) for size in sizes]
+        label = f"{name}, taking in a report" if name == "prequal" else name
+        print(f"  {label:34} " + " ".join(f"{time:8.2f}" for time in times))
+        if "hash" in name:
+            times = [_measured(policy, size, _picking_new_keys) for size in sizes]
+            print(f"  {name + ', every key a new one':34} " + " ".join(f"{time:8.2f}" for time in times))
     print("\nlease: pick, begin, close with a success, in us (best of 7)")
-    for policy in ("round_robin", "least_response_time"):
-        print(f"  {policy:28} " + " ".join(f"{_lease(policy, size):8.2f}" for size in sizes))
+    for name in ("round_robin", "least_response_time"):
+        print(f"  {name:34} " + " ".join(f"{_measured(name, size, _leasing):8.2f}" for size in sizes))
 
 
-def _mesh(policy: str, size: int) -> Mesh:
-    endpoints = [
-        Endpoint(f"10.{i >> 16 & 255}.{i >> 8 & 255}.{i & 255}", 80, weight=1 + i % 3, id=f"i{i}") for i in range(size)
-    ]
-    return Mesh(StaticDiscovery({"service": endpoints}), defaults=ServiceConfig(policy=policy))
-
-
-def _pick(policy: str, size: int) -> float:
-    with _mesh(policy, size) as mesh:
+def _measured(policy: object, size: int, measure: Callable[[Cluster], float]) -> float:
+    with mesh_of(policy, size) as mesh:
         cluster = mesh.cluster("service")
-        cluster.wait_ready(30)
         for _ in range(min(2 * size, 2_000)):
-            lease = cluster.start()
-            lease.close()
-        pick = cluster.view.picker.pick
-        context = CallContext(key="user-42") if "hash" in policy else NO_CONTEXT
-        return min(timeit.repeat(lambda: pick(context), number=_NUMBER, repeat=_REPEAT)) / _NUMBER * 1e6
+            cluster.start().close()
+        return measure(cluster) * 1e6
 
 
-def _lease(policy: str, size: int) -> float:
-    with _mesh(policy, size) as mesh:
-        cluster = mesh.cluster("service")
-        cluster.wait_ready(30)
+def _best(statement: Callable[[], object], number: int = _NUMBER) -> float:
+    return min(timeit.repeat(statement, number=number, repeat=_REPEAT)) / number
 
-        def lease() -> None:
-            one = cluster.try_start()
-            assert one is not None
-            one.close()
 
-        return min(timeit.repeat(lease, number=_NUMBER, repeat=_REPEAT)) / _NUMBER * 1e6
+def _picking(cluster: Cluster) -> float:
+    pick = cluster.view.picker.pick
+    context = CallContext(key="192.0.2.42")
+    return _best(lambda: pick(context))
+
+
+def _picking_new_keys(cluster: Cluster) -> float:
+    pick = cluster.view.picker.pick
+    contexts = [CallContext(key=f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}") for i in range(_NEW_KEYS)]
+
+    def pick_for_each() -> None:
+        for context in contexts:
+            pick(context)
+
+    return _best(pick_for_each, number=1) / _NEW_KEYS
+
+
+def _reporting(cluster: Cluster) -> float:
+    picker = cluster.view.picker
+    context = CallContext()
+
+    def pick_and_report() -> None:
+        cluster.observe_report(picker.pick(context), REPORT)  # type: ignore[arg-type]  # there is always one
+
+    return _best(pick_and_report)
+
+
+def _leasing(cluster: Cluster) -> float:
+    def lease() -> None:
+        one = cluster.try_start()
+        assert one is not None
+        one.close()
+
+    return _best(lease)

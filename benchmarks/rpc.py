@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -34,6 +36,12 @@ def run(*, rounds: int, batch: int) -> None:
             report("grpcio sync, unary", interleave(variants, rounds=rounds, batch=batch))
             timed = {name: (lambda call=call: call(_REQUEST, timeout=5)) for name, call in calls.items()}
             report("grpcio sync, unary, with a deadline", interleave(timed, rounds=rounds, batch=batch))
+            for kind in _KINDS:
+                variants = {
+                    "grpcio, bare": _call_of(bare, kind),
+                    "meshlb, 3 endpoints": _call_of(meshed, kind),
+                }
+                report(f"grpcio sync, {kind}", interleave(variants, rounds=rounds, batch=batch // 3))
         asyncio.run(_run_aio(addresses, mesh, rounds, batch))
     with (
         server("grpc", 3) as addresses,
@@ -69,6 +77,45 @@ async def _run_aio(addresses: list[str], mesh: Mesh, rounds: int, batch: int) ->
             {"grpc.aio, bare": call_bare, "meshlb, 3 endpoints": call_meshed}, rounds=rounds, batch=batch
         )
         report("grpc.aio, unary", samples)
+        for kind in _KINDS[1:]:
+            variants = {"grpc.aio, bare": _aio_call_of(bare, kind), "meshlb, 3 endpoints": _aio_call_of(meshed, kind)}
+            samples = await interleave_async(variants, rounds=rounds, batch=batch // 3)
+            report(f"grpc.aio, {kind}", samples)
+
+
+_KINDS = ("unary, future", "response stream of 3", "request stream of 3", "both streams, 3 messages")
+"""The calls other than a blocking one; the first has no counterpart on asyncio."""
+
+
+def _call_of(channel: grpc.Channel, kind: str) -> Callable[[], object]:
+    stub: Any = echo_pb2_grpc.EchoStub(channel)
+    match kind:
+        case "unary, future":
+            return lambda: stub.Say.future(_REQUEST).result()
+        case "response stream of 3":
+            return lambda: list(stub.Watch(_REQUEST))
+        case "request stream of 3":
+            return lambda: stub.Collect(iter([_REQUEST] * 3))
+    return lambda: list(stub.Chat(iter([_REQUEST] * 3)))
+
+
+def _aio_call_of(channel: grpc.aio.Channel, kind: str) -> Callable[[], Awaitable[object]]:
+    stub: Any = echo_pb2_grpc.EchoStub(channel)
+
+    async def requests() -> AsyncIterator[echo_pb2.EchoRequest]:
+        for _ in range(3):
+            yield _REQUEST
+
+    async def watch() -> object:
+        return [reply async for reply in stub.Watch(_REQUEST)]
+
+    async def collect() -> object:
+        return await stub.Collect(requests())
+
+    async def chat() -> object:
+        return [reply async for reply in stub.Chat(requests())]
+
+    return {_KINDS[1]: watch, _KINDS[2]: collect, _KINDS[3]: chat}[kind]
 
 
 class _Nothing(grpc.UnaryUnaryClientInterceptor):

@@ -70,6 +70,21 @@ def _serve_grpc(count: int) -> None:
         def Say(self, request: echo_pb2.EchoRequest, context: grpc.ServicerContext) -> echo_pb2.EchoReply:
             return reply
 
+        def Watch(self, request: echo_pb2.EchoRequest, context: grpc.ServicerContext) -> Iterator[echo_pb2.EchoReply]:
+            yield from (reply, reply, reply)
+
+        def Collect(
+            self, requests: Iterator[echo_pb2.EchoRequest], context: grpc.ServicerContext
+        ) -> echo_pb2.EchoReply:
+            for _ in requests:
+                pass
+            return reply
+
+        def Chat(
+            self, requests: Iterator[echo_pb2.EchoRequest], context: grpc.ServicerContext
+        ) -> Iterator[echo_pb2.EchoReply]:
+            return (reply for _ in requests)
+
     one = grpc.server(ThreadPoolExecutor(4))
     echo_pb2_grpc.add_EchoServicer_to_server(Echo(), one)
     hosts = addresses(count)

@@ -114,6 +114,7 @@ class Cluster:
 
     def __init__(self, *sources: Any, hashes: bool = True, hashes_callers: bool = False) -> None:
         self.key_sources = sources
+        self.sessions = None
         self.hashes = hashes
         self.hashes_callers = hashes_callers
 

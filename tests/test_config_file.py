@@ -27,6 +27,8 @@ from meshlb import (
     RoundRobin,
     ServiceConfig,
     Status,
+    StickyCookie,
+    StickyKey,
 )
 from meshlb.config_file import read_settings
 from meshlb.discovery import ConsulDiscovery, StaticDiscovery
@@ -287,6 +289,32 @@ def test_a_service_takes_its_whole_policy_from_one_place(tmp_path: Path):
         ("[defaults]\nhash_on = [{header = ''}]", "defaults.hash_on", "Header.name: ''"),
         ("[defaults]\nhash_on = {path_segment = 'x'}", "defaults.hash_on", "PathSegment.index: 'x'"),
         ("[defaults]\nhash_on = {header = 'x', cookie = 'y'}", "defaults.hash_on", "is not a table with one key"),
+        (
+            "[defaults]\nsticky = 'cookie'",
+            "defaults",
+            "sticky: 'cookie' is not a table with a 'type' out of cookie, key",
+        ),
+        (
+            "[defaults]\nsticky = { type = 'ip' }",
+            "defaults",
+            "sticky: {'type': 'ip'} is not a table with a 'type' out of cookie, key",
+        ),
+        ("[defaults]\nsticky = { type = ['key'] }", "defaults", "is not a table with a 'type' out of cookie, key"),
+        ("[defaults]\nsticky = { type = 'cookie', tll = 3 }", "defaults.sticky", "tll: unknown; did you mean 'ttl'?"),
+        ("[defaults]\nsticky = { type = 'key', path = '/' }", "defaults.sticky", "path: unknown"),
+        ("[defaults]\nsticky = { type = 'key', ttl = 0 }", "defaults.sticky", "StickyKey.ttl: 0"),
+        ("[defaults]\nsticky = { type = 'cookie', secret = 'short' }", "defaults.sticky", "StickyCookie.secret: not a"),
+        (
+            "[defaults.failover]\nby = { name = 'planet', steps = [1] }",
+            "defaults.failover",
+            "by: {'name': 'planet'} is not a table with a 'name' out of rtt, region, distance",
+        ),
+        (
+            "[defaults.failover]\nby = { name = ['rtt'] }",
+            "defaults.failover",
+            "is not a table with a 'name' out of rtt",
+        ),
+        ("[defaults]\nsubset = 3", "defaults", "subset: 3 is not a table with a 'name' out of rendezvous"),
         ("consul_domain = 3", "", "consul_domain: 3 is not a str"),
         ("endpoint_metrics = 'yes'", "", "endpoint_metrics: 'yes' is not a bool"),
     ],
@@ -298,6 +326,39 @@ def test_errors_name_the_file_the_table_and_the_key(tmp_path: Path, text: str, w
     message = str(raised.value)
     assert message.startswith(f"{path}: [{where}] " if where else f"{path}: ")
     assert what in message
+
+
+def test_sticky_sessions(tmp_path: Path):
+    settings = read_settings(
+        write(
+            tmp_path,
+            """
+            [defaults.sticky]
+            type = "cookie"
+            name = "sid"
+            ttl = 1800
+            secret = "at least sixteen characters"
+            when_gone = "fail"
+            [services.plain]
+            timeout = 3
+            [services.shared]
+            sticky = { type = "cookie", ttl = false, form = "address" }
+            [services.carts]
+            sticky = { type = "key", max_sessions = 10 }
+            hash_on = { header = "x-user" }
+            [services.none]
+            sticky = false
+            """,
+        )
+    )
+    cookie = StickyCookie(name="sid", ttl=1800, secret="at least sixteen characters", when_gone="fail")
+    assert settings["defaults"].sticky == cookie
+    assert {name: config.sticky for name, config in settings["services"].items()} == {
+        "plain": cookie,
+        "shared": StickyCookie(form="address"),  # a table of its own replaces that of the defaults
+        "carts": StickyKey(max_sessions=10),
+        "none": None,
+    }
 
 
 def test_a_file_that_is_not_text(tmp_path: Path):
@@ -316,6 +377,14 @@ def test_a_token_is_never_shown(tmp_path: Path):
     with pytest.raises(ConfigError) as raised:
         read_settings(write(tmp_path, '[consul]\ntoken = "s3cr\\u00e9t"'))
     assert "s3cr" not in str(raised.value)
+    for sticky in (
+        '{ secret = "s3cr" }',
+        '{ type = "cokie", secret = "s3cr" }',
+        '{ type = "cookie", secret = "s3cr" }',
+    ):
+        with pytest.raises(ConfigError) as raised:
+            read_settings(write(tmp_path, f"[defaults]\nsticky = {sticky}"))
+        assert "s3cr" not in str(raised.value)
 
 
 def test_the_examples_of_the_documentation_can_be_read(tmp_path: Path):

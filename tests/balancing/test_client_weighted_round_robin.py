@@ -81,6 +81,31 @@ def test_weights_survive_a_change_of_the_set() -> None:
     assert len(picker.weights) == 2  # and one that stays away is forgotten
 
 
+def test_one_that_comes_back_begins_its_blackout_anew() -> None:
+    """gRFC A58: when an endpoint becomes ready again, what it reports first is the load of its warm-up."""
+    clock, members = FakeClock(), candidates(3)
+    picker = reporting(members, clock)
+    for _ in range(12):
+        clock.now += 1
+        report(picker, members, 0.2, 0.4, 0.8)
+    assert shares(picker, 700)[members[2]] == pytest.approx(100, abs=2)
+    picker = reporting(members[:2], clock, previous=picker)
+    clock.now += 1
+    picker = reporting(members, clock, previous=picker)  # after a breaker's time out: it is still what it was
+    assert shares(picker, 700)[members[2]] == pytest.approx(100, abs=2)
+    picker = reporting(members[:2], clock, previous=picker)
+    clock.now += 10
+    picker = reporting(members, clock, previous=picker)
+    for _ in range(9):
+        clock.now += 1
+        report(picker, members, 0.2, 0.4, 0.8)
+        assert shares(picker, 900)[members[2]] == pytest.approx(300, abs=3)  # unknown: the mean of the others
+    for _ in range(2):
+        clock.now += 1
+        report(picker, members, 0.2, 0.4, 0.8)
+    assert shares(picker, 700)[members[2]] == pytest.approx(100, abs=2)
+
+
 def test_a_report_that_says_nothing_changes_nothing() -> None:
     clock, members = FakeClock(), candidates(2)
     picker = reporting(members, clock, blackout_period=0)

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import cycle, islice
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from meshlb.balancing import ConsistentHash
 from meshlb.balancing.consistent_hash import HashPicker
 from meshlb.balancing.hash_keys import endpoint_keys, key_bytes
+from meshlb.balancing.maglev import fill, weighted_turns
+from meshlb.balancing.rendezvous import MOST_REMEMBERED, Rendezvous
 from meshlb.errors import ConfigError
 from meshlb.model import NO_CONTEXT, CallContext, Endpoint
 from tests.balancing.fakes import FakeCandidate, build, candidates, pick, shares
@@ -243,3 +247,37 @@ def test_none() -> None:
 def test_wrong_options_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"ConsistentHash\.{field}"):
         ConsistentHash(**{field: value})
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40),
+    st.integers(0, 2**64 - 1),
+)
+def test_rendezvous_chooses_the_first_of_its_own_order(weights: list[float], hash: int) -> None:
+    """It leaves out who cannot win; the order leaves out nobody."""
+    table = Rendezvous([f"i{i}" for i in range(len(weights))], weights)
+    assert table.choose(hash) == table.choose(hash) == next(table.order(hash))
+
+
+def test_rendezvous_forgets_in_the_end() -> None:
+    table = Rendezvous(["a", "b", "c"])
+    for hash in range(3 * MOST_REMEMBERED):
+        assert table.choose(hash) == next(table.order(hash))
+    assert len(table._remembered) <= MOST_REMEMBERED
+
+
+@pytest.mark.parametrize("size", [2, 3, 17, 31, 257, 1009])
+def test_a_crowded_maglev_table_is_filled_as_by_walking_the_permutations(size: int) -> None:
+    random = Random(size)
+    for members in (1, 2, 9, size):
+        permutations = [(random.randrange(size), random.randrange(1, size)) for _ in range(members)]
+        weights = [random.choice([1.0, 2.0, 0.1, random.random() + 0.01]) for _ in range(members)]
+        for given_weights in ([], weights):
+            turns = weighted_turns(given_weights) if given_weights else cycle(range(members))
+            expected = [-1] * size
+            at = [offset for offset, _ in permutations]
+            for i in islice(turns, size):
+                while expected[at[i]] >= 0:
+                    at[i] = (at[i] + permutations[i][1]) % size
+                expected[at[i]] = i
+            assert fill(permutations, given_weights, size) == expected

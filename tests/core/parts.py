@@ -10,7 +10,7 @@ from meshlb import Breaker, Cluster, Endpoint, Lease, Outcome, OutcomeKind, Sent
 from meshlb.balancing import PeakEwma
 from meshlb.discovery import ServiceQuery
 from meshlb.node import Node
-from meshlb.resilience import CircuitBreaker, EjectionCap
+from meshlb.resilience import CircuitBreaker, ConcurrencyLimiter, EjectionCap
 from meshlb.testing import FakeClock, LocalMesh
 
 FAILURE = Outcome(OutcomeKind.FAILURE, Sent.MAYBE, retryable=True, reason="503")
@@ -29,6 +29,16 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.abandoned: list[Lease] = []
+        self.limiter: ConcurrencyLimiter | None = None
+        self.stood_still = False
+        """Whether this process did, while the attempt was under way."""
+
+    def excuses(self, started: float, now: float) -> bool:
+        return self.stood_still
+
+    def node_changed(self, node: Node) -> None:
+        assert not node.lock.locked()
+        self.told.append(f"changed to {node.judged.value}")
 
     def node_opened(self, node: Node, duration: float) -> None:
         assert not node.lock.locked()

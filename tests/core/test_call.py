@@ -261,3 +261,32 @@ def test_an_endpoint_that_joins_late_is_tried_too() -> None:
     assert call.after(lease, FAILURE, Safety.IDEMPOTENT) == 0.0
     assert again(call).endpoint == endpoint(1)
     mesh.close()
+
+
+def test_free_attempts_go_on_while_breakers_take_endpoints_out() -> None:
+    breaker = Breaker(consecutive_failures=1, open_time=600, max_open_time=600)
+    retry = Retry(max_attempts=1)
+    mesh, cluster, lease, call = begin(3, breaker=breaker, retry=retry, max_ejection_percent=100, panic_threshold=0)
+    for left in (2, 1):
+        assert call.after(lease, REFUSED, Safety.UNSENT_ONLY) == 0.0
+        mesh.clock.advance()
+        assert len(cluster.view.nodes) == left
+        lease = again(call)
+    assert call.after(lease, REFUSED, Safety.UNSENT_ONLY) is None
+    mesh.close()
+
+
+def test_two_who_refuse_have_left_the_view_before_the_second_is_judged() -> None:
+    breaker = Breaker(consecutive_failures=1, open_time=600, max_open_time=600)
+    retry = Retry(max_attempts=1)
+    mesh, cluster, lease, call = begin(3, breaker=breaker, retry=retry, max_ejection_percent=100, panic_threshold=0)
+    assert call.after(lease, REFUSED, Safety.UNSENT_ONLY) == 0.0
+    second = again(call)
+    other = second.node.begin()  # another call fails there meanwhile
+    assert other is not None
+    other.close(REFUSED)
+    mesh.clock.advance()
+    assert len(cluster.view.nodes) == 1
+    assert call.after(second, REFUSED, Safety.UNSENT_ONLY) == 0.0
+    again(call).close()
+    mesh.close()

@@ -26,7 +26,7 @@ def test_failures_in_a_row_open_the_breaker_and_take_a_place() -> None:
 
 
 def test_overload_and_ignored_never_open_it_nor_interrupt_a_row() -> None:
-    bench = Bench(Breaker(consecutive_failures=3, jitter=0))
+    bench = Bench(Breaker(consecutive_failures=3, failure_rate=None, jitter=0))
     bench.call(OVERLOAD, 50)
     bench.call(IGNORED, 50)
     assert bench.owner.told == []

@@ -55,7 +55,7 @@ async def test_a_cluster_breaks_in_every_way_and_comes_back(consul_cluster, serv
         await stale_sink.until(lambda sink: "127.0.0.1:8005" in sink.addresses, timeout=45)
 
         # Without a quorum a default query fails, a stale one goes on; nobody loses what is known.
-        known = sink.addresses
+        known = set(sink.addresses)  # the agent may bring "four" back yet, which it still has registered
         stale_failures = len(stale_sink.failures)
         others = [server for server in consul_cluster.servers if server is not follower]
         for server in others:
@@ -63,7 +63,7 @@ async def test_a_cluster_breaks_in_every_way_and_comes_back(consul_cluster, serv
         impatient = ConsulDiscovery(follower.address, wait=1)  # a query that waits does not notice by itself
         async with watching(impatient, query) as failing:
             await failing.until(lambda sink: "No cluster leader" in str(sink.failures), timeout=45)
-        assert sink.addresses == known and stale_sink.addresses == known
+        assert known <= set(sink.addresses) and known <= set(stale_sink.addresses)
         assert len(stale_sink.failures) == stale_failures
         for server in others:
             server.restart(wait=False)

@@ -35,6 +35,7 @@ def test_grpc_metadata_as_a_request():
     assert request.header("X-User") == "u1, u2"
     assert request.header("x-id-bin") == "\xff"
     assert request.header("x-none") is None
+    assert KeyRequest("/a.B/C", (("cookie", "a=b"), ("cookie", "sid=1"))).header("cookie") == "a=b; sid=1"
     assert request.query("user") is None
     assert KeyRequest("/a.B/C", None).header("x-user") is None
 

@@ -82,7 +82,7 @@ def test_timeout_of_the_whole_call(driver: Driver, where: str):
                 with pytest.raises(driver.module.TimeoutException):
                     client.get("http://orders/", extensions=extensions)
                 assert time.monotonic() - started < 5, "neither 30 s nor 100 attempts"
-            assert 1 <= server.accepted <= 3
+            assert server.accepted <= 3  # none, where the server was not even scheduled in time
             assert in_flight(mesh) == 0
 
 

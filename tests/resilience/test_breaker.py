@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlb import Breaker, ConfigError
-from meshlb.resilience import BreakerState, CircuitBreaker
+from meshlb.resilience import BreakerState, CircuitBreaker, Verdict
 
-STEADY = Breaker(consecutive_failures=3, open_time=5, max_open_time=300, jitter=0)
+STEADY = Breaker(consecutive_failures=3, failure_rate=None, open_time=5, max_open_time=300, jitter=0)
 
 
 class Driver:
@@ -28,12 +28,16 @@ class Driver:
     def fail(self, attempt: tuple[int, float] | None = None) -> float:
         attempt = attempt or self.begin()
         assert attempt is not None
-        return self.breaker.open(self.now, "test") if self.breaker.failed(*attempt) else 0.0
+        trips = self.breaker.failed(*attempt, self.now) is Verdict.TRIP
+        return self.breaker.open(self.now, "test") if trips else 0.0
 
     def succeed(self, attempt: tuple[int, float] | None = None) -> bool:
         attempt = attempt or self.begin()
         assert attempt is not None
-        return self.breaker.succeeded(*attempt)
+        verdict = self.breaker.succeeded(*attempt, self.now)
+        if verdict is Verdict.TRIP:
+            self.breaker.open(self.now, "test")
+        return verdict is Verdict.CLOSED
 
     def wait(self, seconds: float) -> bool:
         self.now += seconds
@@ -103,7 +107,60 @@ def test_a_failed_probe_opens_it_again_for_twice_as_long_up_to_the_maximum() -> 
     assert durations == [2.0, 4.0, 5.0, 5.0]
     driver.wait(10)
     assert driver.succeed()
-    assert [driver.fail() for _ in range(5)][-1] == 1.0  # recovered: the times start again
+
+
+def fail_until_open(driver: Driver) -> float:
+    while not (duration := driver.fail()):
+        pass
+    return duration
+
+
+def test_good_time_takes_the_growth_back_step_by_step() -> None:
+    driver = open_one(Breaker(open_time=1, max_open_time=60, jitter=0, decay_time=10))
+    for expected in (2.0, 4.0, 8.0):
+        driver.wait(10)
+        assert driver.fail() == expected
+    driver.wait(10)
+    assert driver.succeed()  # back, after four openings
+    assert fail_until_open(driver) == 16.0  # and out again at once
+    driver.wait(20)
+    assert driver.succeed()
+    driver.now += 25  # five openings, two steps taken back
+    assert fail_until_open(driver) == 8.0
+    driver.wait(20)
+    assert driver.succeed()
+    driver.now += 1e6
+    assert fail_until_open(driver) == 1.0  # a long good time forgives everything
+
+
+def test_by_hand_it_stays_as_it_was_set() -> None:
+    driver = Driver(STEADY)
+    before = driver.begin()
+    driver.breaker.force_open("migration")
+    assert (driver.breaker.is_open, driver.breaker.reason) == (True, "opened by hand: migration")
+    assert not driver.wait(1e6)
+    assert not driver.breaker.probe_now(driver.now)
+    assert driver.begin() is None
+    driver.breaker.close(driver.now)
+    assert driver.fail(before) == 0.0
+    assert driver.breaker.failures == 0  # what began before has no say
+    driver.breaker.disable("")
+    assert driver.breaker.reason == "breaker disabled by hand"
+    assert [driver.fail() for _ in range(50)] == [0.0] * 50
+    assert (driver.breaker.lets_all_through, driver.breaker.failures) == (True, 0)
+    driver.breaker.close(driver.now)
+    assert [driver.fail(), driver.fail(), driver.fail()] == [0, 0, 5.0]
+
+
+def test_a_reset_forgets_the_growth_and_closing_does_not() -> None:
+    for forget, duration in ((False, 10.0), (True, 5.0)):
+        driver = open_one(STEADY)
+        if forget:
+            driver.breaker.reset(driver.now)
+        else:
+            driver.breaker.close(driver.now)
+        assert driver.breaker.state is BreakerState.CLOSED
+        assert fail_until_open(driver) == duration
 
 
 def test_a_thousand_failed_probes_do_not_overflow() -> None:
@@ -130,6 +187,15 @@ def test_what_began_before_a_change_of_state_has_no_say_after_it() -> None:
     assert old_one is not None
     driver.breaker.ignored(*old_one)
     assert driver.begin() is None
+
+
+def test_a_verdict_that_the_owner_does_not_carry_out_is_no_dead_end() -> None:
+    driver = open_one(STEADY)
+    driver.wait(6)
+    attempt = driver.begin()
+    assert attempt is not None
+    assert driver.breaker.failed(*attempt, driver.now) is Verdict.TRIP
+    assert driver.begin() is not None
 
 
 def test_a_lost_probe_gives_its_place_back_after_a_while() -> None:
@@ -179,7 +245,12 @@ def test_news_from_elsewhere_ends_the_waiting() -> None:
 @given(st.data())
 def test_never_more_probes_than_allowed_and_no_dead_end(data: st.DataObject) -> None:
     options = Breaker(
-        consecutive_failures=data.draw(st.integers(1, 4)), half_open_calls=data.draw(st.integers(1, 3)), jitter=0
+        consecutive_failures=data.draw(st.integers(1, 4)),
+        failure_rate=data.draw(st.sampled_from([None, 0.3, 0.5, 1.0])),
+        slow_call_duration=data.draw(st.sampled_from([None, 1.0])),
+        window_calls=data.draw(st.sampled_from([None, 5])),
+        half_open_calls=data.draw(st.integers(1, 3)),
+        jitter=0,
     )
     driver = Driver(options)
     under_way: list[tuple[int, float]] = []
@@ -202,9 +273,11 @@ def test_never_more_probes_than_allowed_and_no_dead_end(data: st.DataObject) -> 
             lately = driver.now - options.probe_timeout
             probes = [a for a in under_way if a[0] == driver.breaker.generation and a[1] > lately]
             assert len(probes) <= options.half_open_calls
-    driver.wait(options.max_open_time + options.probe_timeout)
-    for _ in range(options.half_open_calls):
-        driver.succeed()
+    for _ in range(20):  # what failed earlier may open it once more
+        driver.wait(options.max_open_time + options.probe_timeout)
+        attempt = driver.begin()
+        assert attempt is not None
+        driver.succeed(attempt)
     assert driver.breaker.state is BreakerState.CLOSED
 
 
@@ -223,6 +296,20 @@ def test_never_more_probes_than_allowed_and_no_dead_end(data: st.DataObject) -> 
         ("max_open_time", 0.5),
         ("max_open_time", float("inf")),
         ("jitter", 1.5),
+        ("failure_rate", 1.1),
+        ("failure_rate", 0),
+        ("failure_rate", "half"),
+        ("slow_call_duration", 0),
+        ("slow_call_rate", 1.01),
+        ("slow_call_rate", None),
+        ("window", 0),
+        ("window_calls", 0),
+        ("window_calls", 10**9),
+        ("minimum_calls", 0),
+        ("decay_time", 0),
+        ("listeners", "print"),
+        ("listeners", print),
+        ("listeners", ["print"]),
         ("half_open_calls", 0),
         ("probe_timeout", None),
     ],
@@ -230,3 +317,9 @@ def test_never_more_probes_than_allowed_and_no_dead_end(data: st.DataObject) -> 
 def test_bad_settings(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"Breaker\.{field}"):
         Breaker(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_breaker_that_could_never_open_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"Breaker\.consecutive_failures"):
+        Breaker(consecutive_failures=None, failure_rate=None)
+    Breaker(consecutive_failures=None, failure_rate=None, slow_call_duration=1)

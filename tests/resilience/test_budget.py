@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +131,38 @@ def test_never_more_than_the_ratio_and_the_reserve(
             if clock() - 1.91 * ttl < earlier[0] <= clock() - 1.01 * ttl and ratio:
                 allowed += earlier[1] * 1000 / max(1, int(1000 / ratio))
         assert sum(step[2] for step in recent) <= allowed + min_per_second * ttl + 1e-6
+
+
+def test_envoys_floor_is_not_ours_but_the_reserve_is_constant() -> None:
+    clock = FakeClock()
+    budget = account(clock, 0.2, 10, 10)
+    for _ in range(20):
+        assert budget.balance == 100
+        clock.advance(7)
+
+
+def test_no_deposit_and_no_withdrawal_is_lost_between_threads() -> None:
+    clock = FakeClock()
+    budget = account(clock, 1.0, ttl=60)
+    begin = threading.Barrier(8)
+    made = []
+
+    def run() -> None:
+        begin.wait()
+        mine = 0
+        for number in range(5000):
+            budget.deposit(clock())
+            if number % 5 == 0:
+                mine += budget.try_withdraw()
+        made.append(mine)
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(made) == 8 * 1000, "each was covered by its own thread's deposits"
+    assert budget.balance == 8 * 4000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import logging
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 import tenacity
 
-from meshlb import ConfigError, Retry
+from meshlb import ConfigError, Outcome, OutcomeKind, Retry, Sent
 from meshlb.resilience import Backoff
+from meshlb.resilience.retry_on import is_retryable
 
 
 def waits(retry: Retry, count: int, elapsed: float = 0.0, error: BaseException | None = None) -> list[float | None]:
@@ -106,6 +108,86 @@ def test_a_strategy_that_raises_is_logged_and_stops(name: str, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize(
+    ("stop", "wait"),
+    [
+        (tenacity.stop_never, tenacity.wait_exponential()),
+        (tenacity.stop_never, tenacity.wait_fixed(1) + tenacity.wait_incrementing(start=1, increment=1)),
+        (tenacity.stop_never | tenacity.stop_never, tenacity.wait_exponential()),
+        (tenacity.stop_after_attempt(3) & tenacity.stop_never, tenacity.wait_exponential()),
+    ],
+)
+def test_what_never_ends_is_refused(stop: Any, wait: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Retry\.stop.*never stops"):
+        Retry(stop=stop, wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("stop", "wait"),
+    [
+        (tenacity.stop_never, tenacity.wait_exponential(max=10)),
+        (tenacity.stop_never | tenacity.stop_after_delay(5), tenacity.wait_exponential()),
+        (tenacity.stop_never, None),
+        (None, tenacity.wait_exponential()),
+        (lambda state: False, tenacity.wait_exponential()),  # a function of the user's is not tried out
+    ],
+)
+def test_what_ends_somehow_is_not(stop: Any, wait: Any) -> None:
+    Retry(stop=stop, wait=wait)
+
+
+OVERLOADED = Outcome(OutcomeKind.OVERLOAD, retryable=True, reason="429")
+REFUSED = Outcome(OutcomeKind.FAILURE, Sent.NOT_SENT, retryable=True, reason="ConnectError")
+FATAL = Outcome(OutcomeKind.FAILURE, reason="500")
+LOCAL = Outcome(OutcomeKind.IGNORED, Sent.NOT_SENT, reason="PoolTimeout")
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "outcome", "expected"),
+    [
+        ((500, 429), FATAL, True),
+        ((http.HTTPStatus.INTERNAL_SERVER_ERROR,), FATAL, True),
+        (["500"], FATAL, True),
+        ((503,), FATAL, False),
+        ((503,), OVERLOADED, False),
+        (("unavailable", "INTERNAL"), Outcome(OutcomeKind.FAILURE, reason="INTERNAL"), True),
+        (("ReadTimeout",), Outcome(OutcomeKind.FAILURE, Sent.MAYBE, True, reason="ReadTimeout"), True),
+        (("ReadTimeout",), Outcome(OutcomeKind.FAILURE, Sent.MAYBE, True, reason="ReadError"), False),
+        ((503,), REFUSED, True),  # it reached nobody: a first sending, whatever the list says
+        ((500,), LOCAL, False),
+        (tenacity.retry_always, LOCAL, False),
+        (tenacity.retry_always, FATAL, True),
+        (tenacity.retry_never, OVERLOADED, False),
+        (tenacity.retry_never, REFUSED, False),
+        (tenacity.retry_if_exception_type(OSError), REFUSED, True),
+        (tenacity.retry_if_exception_type(ValueError), REFUSED, False),
+        (tenacity.retry_if_exception_type(ValueError) | tenacity.retry_if_exception_type(OSError), REFUSED, True),
+        (tenacity.retry_if_exception_type(OSError) & tenacity.retry_if_exception_message("x"), REFUSED, False),
+        (lambda state: state.attempt_number < 2 and state.seconds_since_start == 1.5, FATAL, True),
+    ],
+)
+def test_retry_on(retry_on: Any, outcome: Outcome, expected: bool) -> None:
+    retry = Retry(retry_on=retry_on)
+    error = ConnectionRefusedError("gone") if outcome is REFUSED else None
+    assert is_retryable(retry.retry_on, outcome, outcome.reason, error=error, elapsed=1.5) is expected  # type: ignore[arg-type]
+
+
+def test_retry_on_sees_the_result() -> None:
+    retry = Retry(retry_on=tenacity.retry_if_result(lambda found: found == 42))
+    assert is_retryable(retry.retry_on, FATAL, "500", result=42)  # type: ignore[arg-type]
+    assert not is_retryable(retry.retry_on, FATAL, "500", result=43)  # type: ignore[arg-type]
+
+
+def test_a_predicate_that_raises_is_logged_and_the_table_holds(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(state: object) -> bool:
+        raise ZeroDivisionError("mine")
+
+    with caplog.at_level(logging.ERROR):
+        assert is_retryable(broken, OVERLOADED, "429")
+        assert not is_retryable(broken, FATAL, "500")
+    assert "mine" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("max_attempts", 0),
@@ -115,6 +197,18 @@ def test_a_strategy_that_raises_is_logged_and_stops(name: str, caplog: pytest.Lo
         ("wait", tenacity.wait_fixed),  # the class, not one of it
         ("stop", 3),
         ("stop", tenacity.stop_after_attempt),
+        ("retry_on", 7),
+        ("retry_on", "503"),
+        ("retry_on", ()),
+        ("retry_on", (200,)),
+        ("retry_on", (True,)),
+        ("retry_on", ("NOPE",)),
+        ("retry_on", ("OK",)),
+        ("retry_on", tenacity.retry_if_result),
+        ("hedge", 0.5),
+        ("buffer_body", -1),
+        ("buffer_body", 1.5),
+        ("buffer_body", 2**40),
         ("per_try_timeout", 0),
         ("per_try_timeout", -1.0),
         ("per_try_timeout", float("nan")),

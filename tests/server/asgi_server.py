@@ -15,11 +15,18 @@ from tests.support.wait import eventually
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Serve until the block ends; gives host:port."""
+def serving(app: Any, **options: Any) -> Iterator[str]:
+    """Serve until the block ends; gives host:port. ``options``: uvicorn's."""
     listener = socket.create_server((loopback_host(), 0), backlog=1024)
     config = uvicorn.Config(
-        app, lifespan="off", http="h11", ws="none", proxy_headers=False, log_config=None, timeout_graceful_shutdown=5
+        app,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        proxy_headers=False,
+        log_config=None,
+        timeout_graceful_shutdown=5,
+        **options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="uvicorn")

@@ -22,7 +22,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class Backend:
         host: str | None = None,
         port: int = 0,
         tls: Certificate | None = None,
+        within: Sequence[str] = (),
         **behaviour: Any,
     ) -> None:
         self.kind: Kind = kind
@@ -60,6 +61,7 @@ class Backend:
         self.host = host or loopback_host()
         self.port = port
         self.tls = tls
+        self._within = tuple(within)
         self._behaviour = Behaviour(**behaviour)
         self._process: ManagedProcess | None = None
         self._unread = b""
@@ -88,7 +90,7 @@ class Backend:
 
     def launch(self) -> None:
         """Start without waiting, so that several come up at the same time."""
-        command = [sys.executable, "-m", f"tests.support.{self.kind}_backend"]
+        command = [*self._within, sys.executable, "-m", f"tests.support.{self.kind}_backend"]
         command += ["--id", self.id, "--host", self.host, "--port", str(self.port)]
         if self.tls is not None:
             command += ["--cert", str(self.tls.cert), "--key", str(self.tls.key)]

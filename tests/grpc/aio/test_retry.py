@@ -172,8 +172,8 @@ async def test_attempts_say_how_many_came_before(serve: Any, channel_to: Any) ->
     await outcome(stub.Say(Request(), metadata=(("x-own", "1"),)))
     assert seen.metadata == [
         {"x-own": "1"},
-        {"x-own": "1", "grpc-previous-rpc-attempts": "1"},
-        {"x-own": "1", "grpc-previous-rpc-attempts": "2"},
+        {"x-own": "1", "grpc-previous-rpc-attempts": "1", "meshlb-previous-attempts": "1"},
+        {"x-own": "1", "grpc-previous-rpc-attempts": "2", "meshlb-previous-attempts": "2"},
     ]
 
 

@@ -69,6 +69,7 @@ class Echo(echo_pb2_grpc.EchoServicer):
             ended = threading.Event()
             context.add_callback(ended.set)
             server.released.wait_for(lambda: server.over.is_set() or ended.is_set())
+            server.given_up += ended.is_set()
         if request.delay_seconds:
             server.over.wait(request.delay_seconds)
         if server.code is not None:
@@ -121,6 +122,7 @@ class Server:
         self.details = "told to fail"
         self.trailers: tuple[tuple[str, str], ...] = ()
         self.hang = False
+        self.given_up = 0  # calls that hung until their client ended them
         self.over = threading.Event()
         self.released = _Polled()
         self._credentials = credentials

@@ -35,11 +35,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, Reply):
         return ("reply", value.text, value.sequence, len(value.payload))
     if isinstance(value, grpc.RpcError) and hasattr(value, "code"):
-        return ("rpc error", families(value), value.code(), ADDRESS.sub("ADDRESS", value.details() or ""),
+        return ("rpc error", families(value), value.code(), details_of(value),
                 metadata_of(value.initial_metadata()), metadata_of(value.trailing_metadata()))  # fmt: skip
     if isinstance(value, BaseException):
         return (type(value).__name__, str(value))
     return value
+
+
+def details_of(call: Any) -> str:
+    """Without what differs from one run of grpc's own to the next: the port, and where the core noticed the end."""
+    details = ADDRESS.sub("ADDRESS", call.details() or "")
+    return re.sub(r"^Stream removed \((.*)\)$", r"\1", details)
 
 
 def metadata_of(metadata: Any) -> Any:
@@ -59,7 +65,7 @@ def call_state(call: Any) -> Any:
     return (
         families(call),
         call.code(),
-        ADDRESS.sub("ADDRESS", call.details() or ""),
+        details_of(call),
         metadata_of(call.initial_metadata()),
         metadata_of(call.trailing_metadata()),
         call.is_active(),
