@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import sys
 from pathlib import Path
@@ -23,14 +22,6 @@ SMALL = [
     "--policies",
     "random,least_connections",
 ]
-
-
-@pytest.fixture(autouse=True)
-def level_restored():
-    logger = logging.getLogger("meshlb")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 def test_plain_text_side_by_side():

@@ -146,12 +146,11 @@ def raised_by(function: Callable[[], Any]) -> Any:
     return raised.value
 
 
-# gRPC's own thread that watches a channel may look once more after the channel was closed, and raises then.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_subscribe_and_unsubscribe(serve: Serve, channel_to: ChannelTo) -> None:
     [server] = serve()
 
     def watch(stub: Any) -> Any:
+        threads_before = set(threading.enumerate())
         channel, seen, ready, dropped = stub.channel, [], threading.Event(), []
 
         def note(state: grpc.ChannelConnectivity) -> None:
@@ -167,6 +166,8 @@ def test_subscribe_and_unsubscribe(serve: Serve, channel_to: ChannelTo) -> None:
         channel.unsubscribe(note)
         channel.unsubscribe(note)
         grpc.channel_ready_future(channel).result(timeout=20)
+        # gRPC's own thread that watches a channel would raise if it looked once more after the channel is closed.
+        eventually(lambda: not set(threading.enumerate()) - threads_before)
         return dropped, seen[0] is not grpc.ChannelConnectivity.READY, seen[-1], len(seen) == len(set(seen))
 
     assert watch(stub_of(channel_to([server]))) == natively(server, watch)
