@@ -8,9 +8,13 @@ READY  := $(VENV)/.installed
 WORKERS ?= 4
 PYTEST_ARGS ?=
 
+# Thousands of tests with real servers share two cores with their machine's other work: what has failed among the others
+# is looked at once more by itself. Both outcomes are printed, and what fails alone has failed.
+SECOND_LOOK := $(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
+
 TYPED := meshlb tests/support $(wildcard examples)
 
-.PHONY: demo test second-look check bench proto clean install format
+.PHONY: demo test check bench proto clean install format
 
 install: $(READY)
 
@@ -25,13 +29,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m tests.support.consul_binary
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) || $(MAKE) --no-print-directory second-look
-
-# Thousands of tests with real servers share two cores with their machine's other work: what has failed among the others
-# is looked at once more by itself. Both outcomes are printed, and what fails alone has failed.
-second-look:
-	@echo "--- failed above; now by themselves:"
-	$(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) || { echo "--- failed above; now alone:"; $(SECOND_LOOK); }
 
 # lint-imports --no-cache: its cache keeps an import unresolved after the module has come to be.
 check: $(READY)
