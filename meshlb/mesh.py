@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from meshlb import control
 from meshlb._validate import text
 from meshlb.cluster import Cluster
-from meshlb.config import ServiceConfig
+from meshlb.directory import Directory
 from meshlb.discovery.base import Discovery, ServiceQuery
 from meshlb.errors import ConfigError, MeshClosed
-from meshlb.names import ServiceName, is_ip, normalise, parse_consul_name
 from meshlb.resilience import StallMonitor
 from meshlb.sources import Source, Sources
 from meshlb.telemetry import Telemetry
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from meshlb.config import ServiceConfig
     from meshlb.watch import ClusterSink, PeersSink
+
 _LAST_BREATH: Final = 0.1
 """Seconds that a thread whose loop has ended is waited for. It has nothing left to do."""
 
@@ -67,11 +68,7 @@ class Mesh:
         self.discovery: Discovery = _default_discovery() if discovery is None else _require_discovery(discovery)
         self._sources = Sources(self.discovery)
         self._whereabouts = Whereabouts()
-        self.defaults = _require_config("defaults", ServiceConfig() if defaults is None else defaults)
-        if not isinstance(consul_domain, str) or not consul_domain.strip(". "):
-            raise ConfigError(f"Mesh.consul_domain: {consul_domain!r} is not a domain name")
-        self.consul_domain = consul_domain.strip(". ").lower()
-        self._services = self._read_services({} if services is None else services)
+        self._directory = Directory(self.discovery, defaults, services, consul_domain)
         self.clock = clock
         self._random = Random() if random is None else random
         self._own_random = random is None
@@ -124,8 +121,8 @@ class Mesh:
         Raises ConfigError for a name that cannot be one; after close MeshClosed, for a service that was in use at its
         first call.
         """
-        query = self._query(normalise(service), tag, datacenter, filter)
-        if policy is not None and policy != self._config(query.service, query.tag, query.datacenter).policy.name:  # type: ignore[union-attr]  # resolved
+        query = self._directory.query(service, tag, datacenter, filter)
+        if policy is not None and policy != self._config_of(query).policy.name:  # type: ignore[union-attr]  # resolved
             query = replace(query, policy=policy)
         if source is not None:
             self._sources.add(source)
@@ -142,21 +139,21 @@ class Mesh:
         """
         cluster = self._by_host.get(host)
         if cluster is None:
-            cluster = self._find(host)
-            if cluster is not None:
-                self._by_host[host] = cluster
+            name = host.lower().rstrip(".")
+            if not self._directory.is_service(name):
+                return None
+            cluster = self._by_host[host] = self.cluster(name)
         return cluster
 
-    def _find(self, host: str) -> Cluster | None:
-        name = host.lower().rstrip(".")
-        if not name:
-            return None
-        if ServiceName(name) not in self._services and not self.discovery.knows(name):
-            if name == "localhost" or is_ip(name):
-                return None
-            if "." in name and not name.endswith(f".{self.consul_domain}"):
-                return None
-        return self.cluster(name)
+    @property
+    def defaults(self) -> ServiceConfig:
+        """The configuration of the services that have none of their own."""
+        return self._directory.defaults
+
+    @property
+    def consul_domain(self) -> str:
+        """The DNS domain of Consul's names."""
+        return self._directory.domain
 
     @property
     def clusters(self) -> tuple[Cluster, ...]:
@@ -165,46 +162,14 @@ class Mesh:
 
     def config_of(self, service: str) -> ServiceConfig:
         """The configuration that the calls to ``service`` (a name in the registry, or a Consul DNS name) use."""
-        query = self._query(normalise(service), None, None, None)
-        return self._config(query.service, query.tag, query.datacenter)
+        return self._config_of(self._directory.query(service))
 
-    def _config(self, service: str, tag: str | None, datacenter: str | None) -> ServiceConfig:
-        for name in (
-            ServiceName(service, tag, datacenter),
-            ServiceName(service, tag),
-            ServiceName(service, None, datacenter),
-            ServiceName(service),
-        ):
-            if (config := self._services.get(name)) is not None:
-                return config
-        return self.defaults
+    def _config_of(self, query: ServiceQuery) -> ServiceConfig:
+        return self._directory.config_of(query)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """``Cluster.snapshot`` of every service in use."""
         return [cluster.snapshot() for cluster in self.clusters]
-
-    def _query(self, name: str, tag: str | None, datacenter: str | None, filter: str | None) -> ServiceQuery:
-        meant = self._meant_by(name)
-        tag, datacenter = tag or meant.tag, datacenter or meant.datacenter
-        return ServiceQuery(
-            meant.service, tag, datacenter, filter or self._config(meant.service, tag, datacenter).filter
-        )
-
-    def _meant_by(self, name: str) -> ServiceName:
-        if not self.discovery.knows(name) and (meant := parse_consul_name(name, self.consul_domain)) is not None:
-            return meant
-        return ServiceName(name)
-
-    def _read_services(self, services: object) -> dict[ServiceName, ServiceConfig]:
-        if not isinstance(services, Mapping):
-            raise ConfigError(f"Mesh.services: {services!r} is not a mapping of service name to ServiceConfig")
-        read: dict[ServiceName, ServiceConfig] = {}
-        for name, config in services.items():
-            meant = self._meant_by(normalise(name))
-            if meant in read:
-                raise ConfigError(f"Mesh.services[{name!r}]: this service is configured twice (case does not matter)")
-            read[meant] = _require_config(f"services[{name!r}]", config)
-        return read
 
     def _make_cluster(self, query: ServiceQuery) -> Cluster:
         with self._lock:
@@ -216,7 +181,7 @@ class Mesh:
             for field in ("tag", "datacenter", "filter"):
                 if getattr(query, field) is not None:
                     text(f"Mesh.cluster({field})", getattr(query, field))
-            config = self._config(query.service, query.tag, query.datacenter)
+            config = self._config_of(query)
             cluster = Cluster(
                 query,
                 config if query.policy is None else replace(config, policy=query.policy),
@@ -252,8 +217,10 @@ class Mesh:
         self._watch(cluster.query, ClusterSink(cluster), cluster.query, watching(cluster, self._whereabouts))
         self._follow_place()
         config = cluster.config
-        for peers in {getattr(config.subset, "peers", None), getattr(config.zones, "peers", None)} - {None}:
-            meant = self._meant_by(normalise(peers))
+        for peers in {getattr(config.subset, "peers", None), getattr(config.zones, "peers", None)}:
+            if peers is None:
+                continue
+            meant = self._directory.query(peers)
             query = ServiceQuery(meant.service, meant.tag, meant.datacenter)
             sink = self._peers.get(query)
             if sink is None:
@@ -382,12 +349,6 @@ class Mesh:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._clusters)} services"
         return f"<Mesh {self.discovery!r} {state}>"
-
-
-def _require_config(name: str, config: object) -> ServiceConfig:
-    if not isinstance(config, ServiceConfig):
-        raise ConfigError(f"Mesh.{name}: {config!r} is not a ServiceConfig")
-    return config
 
 
 def _require_discovery(discovery: object) -> Discovery:

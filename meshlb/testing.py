@@ -156,9 +156,9 @@ class LocalMesh(Mesh):
         """Call once the clock has advanced by ``delay`` seconds; returns a FakeTimer."""
         return self.clock.call_later(delay, callback)
 
-    def _config(self, service: str, tag: str | None, datacenter: str | None) -> ServiceConfig:
+    def _config_of(self, query: ServiceQuery) -> ServiceConfig:
         # Nobody makes active checks here, which a service that waits for its first ones would do for ever.
-        return dataclasses.replace(super()._config(service, tag, datacenter), health_check=None)
+        return dataclasses.replace(super()._config_of(query), health_check=None)
 
     def _watch(
         self,
