@@ -302,6 +302,7 @@ def test_no_file_descriptor_left() -> None:
 import os, resource
 import grpc
 from meshlb.grpc._attempts import outcome_of
+kept = grpc.insecure_channel("ipv4:127.0.0.1:1")  # after the last one gRPC shuts down, and needs descriptors to start
 def call():
     with grpc.insecure_channel("ipv4:127.0.0.1:1", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
