@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import anyio
 
 from meshlb import control
-from meshlb._http.exchange import Exchange, begin
+from meshlb._http.exchange import Exchange
 from meshlb._http.hedged_async import HedgedRequest
 from meshlb._http.hedged_exchange import HedgedExchange
-from meshlb._http.loops import Loop, LoopCloser, LoopEntry, Loops, is_closed, running_loop
+from meshlb._http.loops import Loop, LoopCloser, LoopEntry, Loops, is_closed, loop_finder
 from meshlb._http.pools import Inner, Pools, TransportSettings
 from meshlb._http.sync_transport import require_mesh
 from meshlb.errors import MeshError
@@ -39,6 +39,7 @@ class AsyncTransport:
         self._mesh = require_mesh(mesh)
         self._settings = settings
         self._loops = Loops()
+        self._running_loop = loop_finder()
         control.on_fork(self)
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -46,26 +47,29 @@ class AsyncTransport:
         and safe; or straight to the host, if that is no service."""
         if self._closed:
             raise RuntimeError("Cannot send a request, as the transport has been closed.")
-        loop = running_loop()
+        loop = self._running_loop()
         entry = self._loops.get(loop)
         pools = (await self._open(loop) if entry is None else entry).pools
         binding = self._binding
-        exchange = begin(binding, pools, request, binding.async_body)
-        if exchange is None:
+        route = pools.route(request)
+        if route is None:
             return await pools.outside(request.url.scheme).handle_async_request(request)
         try:
-            lease = exchange.cluster.try_start(exchange.context)
+            exchange = route.exchange_class(binding, route, request, binding.async_body)
+            lease = route.cluster.try_start(exchange.context)
             if lease is None:
-                lease = await exchange.cluster.start_async(exchange.context, timeout=exchange.timeout)
+                lease = await route.cluster.start_async(exchange.context, timeout=exchange.timeout)
         except MeshError as error:
-            raise exchange.unavailable(error) from None
+            raise binding.family.convert(error, request) from None
         if isinstance(exchange, HedgedExchange) and (hedged := exchange.hedged(lease)) is not None:
             return await HedgedRequest(exchange, hedged, self._send).send(lease, binding.async_stream)
         while True:
             inner = exchange.prepare(lease)
             try:
                 trace = exchange.trace
-                if trace is None:
+                if trace is None and exchange.limit is None:
+                    response = await inner.transport.handle_async_request(exchange.attempt)
+                elif trace is None:
                     response = await self._send(exchange, inner)
                 else:
                     with trace.active():
@@ -76,18 +80,18 @@ class AsyncTransport:
                     raise
                 lease = further
                 continue
-            pause = exchange.answered(response)
-            if pause is None:
-                return exchange.accept(response, binding.async_stream)
+            accepted = exchange.accept(response, binding.async_stream)
+            if accepted is not None:
+                return accepted
             # The response is kept until there is another endpoint to ask: if there is none, it is the answer.
             try:
-                further = await _further_lease(exchange, pause)
+                further = await _further_lease(exchange, exchange.pause)
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
                 raise
             if further is None:
-                return exchange.accept(response, binding.async_stream)
+                return exchange.accept(response, binding.async_stream, judged=True)
             lease = further
             try:
                 await response.aclose()
@@ -118,7 +122,7 @@ class AsyncTransport:
         """Close the connections: those of the running loop before it returns, those of others on their own loops.
         The mesh stays open. Idempotent."""
         self._closed = True
-        loop = running_loop()
+        loop = self._running_loop()
         for other, entry in tuple(self._loops.items()):
             if other is not loop:
                 entry.close_soon()

@@ -8,7 +8,7 @@ from typing import Any
 from meshlb._http.body import AsyncTrackedBody, SyncTrackedBody
 from meshlb._http.classify import ErrorTable
 from meshlb._http.errors import ErrorFamily
-from meshlb._http.rewriting import url_rewriter
+from meshlb._http.rewriting import locator, readdresser
 from meshlb._http.stream import AsyncLeaseStream, SyncLeaseStream
 from meshlb.errors import DeadlineExceeded, MeshError
 
@@ -28,7 +28,8 @@ class Binding:
         self.deadline_exceeded = family[DeadlineExceeded]
         self.errors = ErrorTable(module)
         self.family = ErrorFamily(family)
-        self.rewrite = url_rewriter(module)
+        self.locate = locator(module)
+        self.readdress = readdresser(module)
         self.sync_stream = type("SyncLeaseStream", (SyncLeaseStream, module.SyncByteStream), {})
         self.async_stream = type("AsyncLeaseStream", (AsyncLeaseStream, module.AsyncByteStream), {})
         self.sync_body = type("SyncTrackedBody", (SyncTrackedBody, module.SyncByteStream), {})

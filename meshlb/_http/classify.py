@@ -107,6 +107,10 @@ _FAILED: Final = {
 _OVERLOADED: Final = Outcome(OutcomeKind.OVERLOAD, retryable=True, reason="429", hint_binds=True)
 
 
+ALWAYS_OK: Final = frozenset({*range(100, 500), 501, 505} - {429})
+"""The statuses whose outcome is OK whatever the headers say."""
+
+
 def outcome_of_response(status: int, headers: Mapping[str, str]) -> Outcome:
     """The outcome of an attempt that was answered, as far as status and headers tell."""
     if status < 500:

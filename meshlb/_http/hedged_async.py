@@ -73,7 +73,7 @@ class HedgedRequest:
                     raise last.error
                 finally:
                     last.error = None  # or it would hold this frame, which holds it
-            response = last.exchange.accept(last.response, stream_class)
+            response = last.exchange.accept(last.response, stream_class, judged=True)
             returned = True
             return response
         finally:

@@ -6,11 +6,13 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from meshlb._http.exchange import Exchange
+from meshlb._http.options import is_idempotent
 from meshlb.balancing.orca import report_in
 from meshlb.hedging import LOST, HedgedCall
 from meshlb.model import CANCELLED, Outcome
 
 if TYPE_CHECKING:
+    from meshlb._http.stream import LeaseStream
     from meshlb.node import Lease
     from meshlb.resilience.hedge import HedgeTimer
 
@@ -19,7 +21,7 @@ class HedgedExchange(Exchange):
     """An exchange with a service whose calls are hedged, where they may be: ``hedged`` says of each.
 
     If it is, each attempt has an exchange of its own (``sibling``); ``hedge_failed`` and ``hedge_answered`` stand in
-    the place of ``failed`` and ``answered``.
+    the place of ``failed`` and of ``accept``, which is left with what they have judged.
     """
 
     __slots__ = ("_timer",)
@@ -32,11 +34,13 @@ class HedgedExchange(Exchange):
     def hedged(self, lease: Lease) -> HedgedCall | None:
         """The call whose attempts may overlap, if this is to be one: it may be sent twice, and its body be read by two
         attempts at once. ``lease``: the one of its first attempt."""
-        cluster = self._route.cluster
+        cluster = self.route.cluster
         retry = cluster.config.retry
         if retry is None or retry.hedge is None:
             return None
-        if self._body is not None or not self._options.retry or not self._is_idempotent():
+        if self._body is not None or not self._options.retry:
+            return None
+        if not is_idempotent(self.request, self._options, retry):
             return None
         if self.context.session is not None:
             return None  # two instances at once would not be a session
@@ -51,20 +55,15 @@ class HedgedExchange(Exchange):
         self._call = call
         return call
 
-    def answered(self, response: Any) -> float | None:
-        pause = super().answered(response)
-        if self._timer is not None and self._lease is not None:
-            self._timer.record(self._lease.latency)
-        return pause
+    def accept(self, response: Any, stream_class: type[LeaseStream], *, judged: bool = False) -> Any:
+        accepted = super().accept(response, stream_class, judged=judged)
+        if not judged and self._timer is not None and self.lease is not None:
+            self._timer.record(self.lease.latency)
+        return accepted
 
     def sibling(self) -> HedgedExchange:
         """The same call's exchange for an attempt beside this one's."""
         return copy.copy(self)
-
-    @property
-    def lease(self) -> Lease | None:
-        """The lease of this attempt."""
-        return self._lease
 
     def hedge_failed(self, error: BaseException) -> bool:
         """The attempt raised. True: the caller gets this very error."""
@@ -72,7 +71,7 @@ class HedgedExchange(Exchange):
 
     def hedge_answered(self, response: Any) -> bool:
         """The attempt was answered. True: the caller gets this response."""
-        lease, cluster = self._lease, self._route.cluster
+        lease, cluster = self.lease, self.route.cluster
         assert lease is not None
         outcome = self._answer(response)
         over = not outcome.retryable or self._hedge_ended(outcome, None, response)
@@ -81,7 +80,7 @@ class HedgedExchange(Exchange):
         return over
 
     def _hedge_ended(self, outcome: Outcome, error: BaseException | None, response: Any) -> bool:
-        lease, call = self._lease, self._call
+        lease, call = self.lease, self._call
         assert lease is not None
         assert isinstance(call, HedgedCall)
         over = call.failed(lease, outcome, self._safety(), error, response)
@@ -90,4 +89,4 @@ class HedgedExchange(Exchange):
 
     def lost(self, *, to_another: bool) -> None:
         """Another attempt of the call has won, or the caller has gone. Idempotent."""
-        self._finish(LOST if to_another else CANCELLED)
+        self.finish(LOST if to_another else CANCELLED)

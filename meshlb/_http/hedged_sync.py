@@ -95,7 +95,7 @@ class HedgedRequest:
                 raise last.error
             finally:
                 last.error = None  # or it would hold this frame, which holds it
-        return last.exchange.accept(last.response, stream_class)
+        return last.exchange.accept(last.response, stream_class, judged=True)
 
     def _wait(self) -> Flight | None:
         """The next attempt that has ended; None when it is time for another one."""

@@ -20,16 +20,29 @@ Loop = Any
 """An asyncio event loop, or a trio token."""
 
 
-def running_loop() -> Loop:
-    """The loop that the caller runs on. Raises RuntimeError outside of one."""
-    if "trio" in sys.modules:
-        import trio
+def loop_finder() -> Callable[[], Loop]:
+    """A function that says which loop its caller runs on, and raises RuntimeError outside of one.
 
-        if trio.lowlevel.in_trio_task():
-            return trio.lowlevel.current_trio_token()
-    import asyncio
+    Where trio is installed, httpcore imports it. As it can be a guest of asyncio's loop, it would have to be asked
+    first at each call, which takes three microseconds. But Python tells async generators to the loop that runs them:
+    if that is a method of an asyncio loop, then this is the loop, and there is no trio.
+    """
+    from asyncio import AbstractEventLoop, get_running_loop
 
-    return asyncio.get_running_loop()
+    hooks = sys.get_asyncgen_hooks
+
+    def running_loop() -> Loop:
+        loop = getattr(hooks().firstiter, "__self__", None)
+        if isinstance(loop, AbstractEventLoop):
+            return loop
+        if "trio" in sys.modules:
+            import trio
+
+            if trio.lowlevel.in_trio_task():
+                return trio.lowlevel.current_trio_token()
+        return get_running_loop()
+
+    return running_loop
 
 
 class LoopCloser:

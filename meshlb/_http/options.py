@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshlb._validate import seconds
 from meshlb.affinity import checked_key
 from meshlb.errors import ConfigError
 from meshlb.model import HashKey
 
+if TYPE_CHECKING:
+    from meshlb.resilience.retry import Retry
+
 EXTENSION: Final = "meshlb"
 """The key in ``request.extensions`` that holds the options, and in ``response.extensions`` what became of it."""
+
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"})
+"""RFC 9110 9.2.2, and QUERY, which is safe by its definition."""
 
 _NAMES: Final = ("idempotent", "key", "retry", "timeout")
 
@@ -40,6 +46,15 @@ class CallOptions:
         self.key: HashKey | None = checked_key(f'extensions["{EXTENSION}"]["key"]', given.get("key"))
         self.timeout: float | None = given.get("timeout")
         seconds(f'extensions["{EXTENSION}"]["timeout"]', self.timeout, optional=True)
+
+
+def is_idempotent(request: Any, options: CallOptions, retry: Retry | None) -> bool:
+    """Whether a request may be sent twice: as its caller says, or else as its method and headers do."""
+    if options.idempotent is not None:
+        return options.idempotent
+    if request.method in _IDEMPOTENT or "idempotency-key" in request.headers:
+        return True
+    return retry is not None and request.method in {method.upper() for method in retry.idempotent_methods}
 
 
 class KeyRequest:

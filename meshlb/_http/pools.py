@@ -17,7 +17,7 @@ from meshlb import control
 from meshlb._http.exchange import Exchange
 from meshlb._http.hedged_exchange import HedgedExchange
 from meshlb.default import default_mesh
-from meshlb.errors import ConfigError
+from meshlb.errors import ConfigError, MeshError
 from meshlb.resources import EndpointResources
 
 if TYPE_CHECKING:
@@ -105,11 +105,17 @@ class Inner:
 
 
 class Route:
-    """Where the requests for one scheme and host go. ``server_name``: what TLS asks for and verifies. ``judges``:
-    whether ``Retry.retry_on`` is to be asked about each answer."""
+    """Where the requests for one scheme and host go, and what the service's configuration means for each of them.
 
-    __slots__ = ("call_soon", "cluster", "exchange_class", "judges", "prober", "resources", "scheme", "server_name",
-                 "telemetry")  # fmt: skip
+    ``server_name``: what TLS asks for and verifies. ``amends``: whether requests are told more than to whom they go.
+    ``judges``: whether ``Retry.retry_on`` is to be asked about each answer; ``looks_closer``: whether anybody wants
+    more of an answer than a status that says that all is well. ``idle_limit``: seconds that a response may be silent
+    once it has begun; None: as the client's own timeouts say.
+    """
+
+    __slots__ = ("amends", "buffer_body", "call_soon", "cluster", "connect_timeout", "exchange_class", "idle_limit",
+                 "judges", "looks_closer", "per_try_timeout", "prober", "resources", "scheme", "server_name",
+                 "telemetry", "timeout")  # fmt: skip
 
     def __init__(
         self,
@@ -120,8 +126,16 @@ class Route:
         resources: EndpointResources[Inner],
     ) -> None:
         self.cluster = cluster
-        retry = cluster.config.retry
+        config = cluster.config
+        retry = config.retry
+        self.timeout = config.timeout
+        self.connect_timeout = config.connect_timeout
+        self.idle_limit = config.stream_idle_timeout
+        self.per_try_timeout = None if retry is None else retry.per_try_timeout
+        self.buffer_body = 0 if retry is None else retry.buffer_body
         self.judges = retry is not None and retry.retry_on is not None
+        self.looks_closer = self.judges or cluster.wants_reports
+        self.amends = server_name is not None or cluster.cookies is not None or cluster.wants_reports
         self.exchange_class = Exchange if retry is None or retry.hedge is None else HedgedExchange
         self.scheme = scheme
         self.server_name = server_name
@@ -154,21 +168,25 @@ class Pools:
         self._settings = settings
         self._binding = binding
         self._close_inner = close_inner
+        self._locate = binding.locate
         self._routes: dict[tuple[str, str], Route] = {}
         self._outside: dict[bool, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
         control.on_fork(self)
 
-    def route(self, url: Any) -> Route | None:
-        """Where requests for this URL's scheme and host go; None if the host is no service.
+    def route(self, request: Any) -> Route | None:
+        """Where requests for this one's scheme and host go; None if the host is no service.
 
-        Raises MeshClosed, and ConfigError for a host that looks like a service's but cannot be one.
+        Raises the package's MeshClosed, and its ConfigError for a host that looks like a service's but cannot be one.
         """
-        scheme, host = url.scheme, url.host
-        route = self._routes.get((scheme, host))
-        if route is None or route.cluster.closed:
-            return self._find(scheme, host, url)
+        where = self._locate(request.url)
+        route = self._routes.get(where)
+        if route is None or not route.cluster.view.nodes:  # a closed one has none
+            try:
+                return self._find(where, request.url.host)
+            except MeshError as error:
+                raise self._binding.family.convert(error, request) from None
         return route
 
     def outside(self, scheme: str) -> Any:
@@ -205,17 +223,18 @@ class Pools:
             if route.call_soon(self.close):
                 return
 
-    def _find(self, scheme: str, host: str, url: Any) -> Route | None:
+    def _find(self, where: tuple[str, str], host: str) -> Route | None:
+        scheme, raw_host = where
         mesh = default_mesh() if self._mesh is None else self._mesh
         cluster = mesh.find(host)
         if cluster is None:
             return None
         with self._lock:
             self._require_open()
-            route = self._routes.get((scheme, host))
+            route = self._routes.get(where)
             if route is None or route.cluster is not cluster:
                 stale = route
-                server_name = url.raw_host.decode("ascii").rstrip(".") if scheme in _SECURE else None
+                server_name = raw_host.rstrip(".") if scheme in _SECURE else None
                 resources = EndpointResources(
                     cluster,
                     lambda node: self._make_inner(scheme, node),
@@ -223,14 +242,14 @@ class Pools:
                 )
                 route = Route(mesh, cluster, scheme, server_name, resources)
                 if cluster.probing is not None and not self._settings.own_transports:
-                    route.prober = self._make_prober(route, url)
+                    route.prober = self._make_prober(route, raw_host)
                     cluster.probing.add(route.prober)
-                self._routes[scheme, host] = route
+                self._routes[where] = route
                 if stale is not None:  # of a default mesh that has been closed
                     stale.close()
             return route
 
-    def _make_prober(self, route: Route, url: Any) -> HTTPProber:
+    def _make_prober(self, route: Route, host: str) -> HTTPProber:
         from meshlb._http.probing import HTTPProber
 
         binding, settings, scheme = self._binding, self._settings, route.scheme
@@ -239,7 +258,7 @@ class Pools:
             binding.request_class,
             functools.partial(settings.make_for_probes, binding.module, scheme),
             scheme,
-            url.raw_host.decode("ascii"),
+            host,
             route.server_name,
         )
 

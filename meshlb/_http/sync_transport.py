@@ -7,7 +7,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from meshlb._http.exchange import Exchange, begin
+from meshlb._http.exchange import Exchange
 from meshlb._http.hedged_exchange import HedgedExchange
 from meshlb._http.hedged_sync import HedgedRequest
 from meshlb._http.pools import Pools, TransportSettings
@@ -38,15 +38,16 @@ class SyncTransport:
         if self._closed or pools is None:
             raise RuntimeError("Cannot send a request, as the transport has been closed.")
         binding = self._binding
-        exchange = begin(binding, pools, request, binding.sync_body)
-        if exchange is None:
+        route = pools.route(request)
+        if route is None:
             return pools.outside(request.url.scheme).handle_request(request)
         try:
-            lease = exchange.cluster.try_start(exchange.context)
+            exchange = route.exchange_class(binding, route, request, binding.sync_body)
+            lease = route.cluster.try_start(exchange.context)
             if lease is None:
-                lease = exchange.cluster.start(exchange.context, timeout=exchange.timeout)
+                lease = route.cluster.start(exchange.context, timeout=exchange.timeout)
         except MeshError as error:
-            raise exchange.unavailable(error) from None
+            raise binding.family.convert(error, request) from None
         if isinstance(exchange, HedgedExchange) and (hedged := exchange.hedged(lease)) is not None:
             return HedgedRequest(exchange, hedged).send(lease, binding.sync_stream)
         while True:
@@ -64,17 +65,17 @@ class SyncTransport:
                     raise
                 lease = further
                 continue
-            pause = exchange.answered(response)
-            if pause is None:
-                return exchange.accept(response, binding.sync_stream)
+            accepted = exchange.accept(response, binding.sync_stream)
+            if accepted is not None:
+                return accepted
             # The response is kept until there is another endpoint to ask: if there is none, it is the answer.
             try:
-                further = _further_lease(exchange, pause)
+                further = _further_lease(exchange, exchange.pause)
             except BaseException:
                 response.close()
                 raise
             if further is None:
-                return exchange.accept(response, binding.sync_stream)
+                return exchange.accept(response, binding.sync_stream, judged=True)
             lease = further
             try:
                 response.close()

@@ -167,3 +167,54 @@ def test_transport_that_is_dropped_unclosed(module: ModuleType, adapter: ModuleT
 
         anyio.run(main)
         eventually(lambda: not mesh.cluster("orders")._listeners)
+
+
+def test_trio_as_a_guest_of_asyncio(module: ModuleType, adapter: ModuleType, backends: list[Backend]):
+    """One thread, two loops: each request has the connections of the loop that it is made on."""
+    outcome: Any = None
+    with mesh_of(*backends) as mesh:
+        transport = adapter.AsyncMeshTransport(mesh)
+
+        async def host() -> None:
+            import trio
+
+            loop, done = asyncio.get_running_loop(), asyncio.Event()
+            tokens = []
+
+            async def guest() -> None:
+                await _call(module.AsyncClient(transport=transport))
+                tokens.append(trio.lowlevel.current_trio_token())
+                assert set(transport._loops) == {loop, *tokens}
+
+            def finished(result: Any) -> None:
+                nonlocal outcome
+                outcome = result
+                done.set()
+
+            async with module.AsyncClient(transport=transport) as client:
+                await _call(client)
+                assert set(transport._loops) == {loop}
+                trio.lowlevel.start_guest_run(
+                    guest, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=finished
+                )
+                await done.wait()
+                await _call(client)
+
+        asyncio.run(host())
+        outcome.unwrap()
+        assert in_flight(mesh) == 0
+        assert transport._loops == {}, "each went with its loop"
+
+
+def test_outside_of_any_loop_there_is_none(adapter: ModuleType):
+    with mesh_of() as mesh:
+        find = adapter.AsyncMeshTransport(mesh)._running_loop
+        with pytest.raises(RuntimeError):
+            find()
+
+        async def same() -> bool:
+            return find() is asyncio.get_running_loop()
+
+        assert asyncio.run(same())
+        with pytest.raises(RuntimeError):
+            find()
