@@ -31,6 +31,11 @@ def is_idempotent(method: str, retry: Retry | None) -> bool:
     return _look_up(name) if known is None else known
 
 
+def is_declared(method: str) -> bool:
+    """Whether the .proto of ``/package.Service/Method`` is known, so that ``is_idempotent`` stays what it is."""
+    return method.lstrip("/") in _declared
+
+
 def _look_up(name: str) -> bool:
     module = sys.modules.get(_POOL)
     if module is None:

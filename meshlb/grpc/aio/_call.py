@@ -114,11 +114,8 @@ class MeshCall(Attempts):
                 continue
             try:
                 await native.wait_for_connection()
-            except asyncio.CancelledError:
-                if self._is_cancelled_here(native):
-                    raise
-            except AioRpcError:
-                if self._native is native:
+            except BaseException as error:
+                if self._is_for_caller(native, error):
                     raise
             if self._native is native:
                 return
@@ -145,6 +142,19 @@ class MeshCall(Attempts):
             return True
         self._attempt_done(native)  # it has just ended, and its done-callback is on its way
         return False
+
+    def _is_for_caller(self, native: Any, error: BaseException) -> bool:
+        """Whether what ``native`` has raised is what the caller sees; if not, another attempt takes over."""
+        if isinstance(error, asyncio.CancelledError):
+            return self._is_cancelled_here(native)
+        if not isinstance(error, Exception):
+            return True
+        if self._native is not native:
+            return False
+        if not isinstance(error, AioRpcError):
+            # No status came of it: metadata that gRPC refuses, or an attempt interceptor of the user's.
+            self._cancel_attempt(native)
+        return True
 
     def _is_cancelled_here(self, native: Any) -> bool:
         """After a CancelledError out of ``native``: whether it is for the caller. If not, only the attempt was

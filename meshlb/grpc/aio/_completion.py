@@ -29,6 +29,8 @@ class Completion:
     _done = False
     _callbacks: list[Callable[[Any], None]] | None = None
     _waiters: list[asyncio.Future[None]] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    """What will be done unless the call ends before."""
 
     def done(self) -> bool:
         """Whether the RPC has ended, with all its attempts."""
@@ -56,22 +58,32 @@ class Completion:
             self._finish()
 
     def _finish(self) -> None:
+        # Every call comes here, and few have any of what is looked for.
         self._done = True
         self._here.active.pop(id(self), None)
+        if self._timer is not None:
+            self._stop_timer()
         if self._waiters is not None:
             self._wake()
+        if self._callbacks is not None:
+            self._call_back()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _call_back(self) -> None:
+        self._here.kept.discard(self)
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
-            self._call_back(callback)
-
-    def _call_back(self, callback: Callable[[Any], None]) -> None:
-        try:
-            callback(self)
-        except Exception as error:
-            # It would end the native call's task with the user's mistake instead of the response.
-            self._here.loop.call_exception_handler(
-                {"message": "a done-callback of an RPC failed", "exception": error, "callback": callback}
-            )
+            try:
+                callback(self)
+            except Exception as error:
+                # It would end the native call's task with the user's mistake instead of the response.
+                self._here.loop.call_exception_handler(
+                    {"message": "a done-callback of an RPC failed", "exception": error, "callback": callback}
+                )
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, None

@@ -6,7 +6,6 @@ on with the one that took its place, as with any further attempt.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,7 @@ import grpc
 
 from meshlb.grpc.aio._kinds import UnaryUnaryCall
 from meshlb.hedging import LOST, HedgedCall
-from meshlb.model import CANCELLED, OK, Outcome, OutcomeKind, Sent
+from meshlb.model import CANCELLED, Outcome, OutcomeKind, Sent
 
 if TYPE_CHECKING:
     from meshlb.grpc.aio._loops import SubChannel
@@ -39,12 +38,10 @@ class HedgedUnaryCall(UnaryUnaryCall):
     _flights: dict[Any, _Flight] | None = None
     """The attempts under way, by native call."""
     _hedge: HedgedCall | None = None
-    _timer: asyncio.TimerHandle | None = None
-    """Of the next attempt that is due."""
     _winner: Lease | None = None
 
-    def _attempt(self, lease: Lease) -> None:
-        super()._attempt(lease)
+    def _attempt(self, lease: Lease, timeout: float | None) -> None:
+        super()._attempt(lease, timeout)
         if self._context.session is not None:
             return  # two instances at once would not be a session
         lease = self._lease  # another one, if the first had no sub-channel any more
@@ -83,13 +80,10 @@ class HedgedUnaryCall(UnaryUnaryCall):
         super()._attempt_done(native)
 
     def _succeeded(self) -> None:
-        if self._hedge is None:  # else HedgedCall.won tells
+        if self._hedge is None:
             super()._succeeded()
-
-    def _settle(self, outcome: Outcome, code: grpc.StatusCode | None) -> None:
-        if outcome is OK:
-            self._winner = self._lease
-        super()._settle(outcome, code)
+        else:
+            self._winner = self._lease  # of which HedgedCall.won tells
 
     def _go_on(self, outcome: Outcome, fallback: Any, code: grpc.StatusCode | None, error: BaseException) -> None:
         hedge = self._hedge
@@ -140,17 +134,11 @@ class HedgedUnaryCall(UnaryUnaryCall):
             super()._attempt_late(lease)
             return
         try:
-            self._attempt(lease)
+            self._attempt(lease, self._attempt_timeout())
         except Exception:  # the others go on
             logger.exception("%s: a hedge could not be started", self._method.path)
 
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
     def _finish(self) -> None:
-        self._stop_timer()
         flights, self._flights = self._flights, None
         if self._hedge is not None:
             self._hedge.won(self._winner)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from meshlb.grpc.aio._call import MeshCall
 from meshlb.grpc.aio._native import (
     StreamStreamCallABC,
     StreamUnaryCallABC,
@@ -15,28 +12,12 @@ from meshlb.grpc.aio._request import StreamRequest
 from meshlb.grpc.aio._response import StreamResponse, UnaryResponse
 
 
-class UnaryRequest(MeshCall):
-    """A call with one request message, which every attempt can send."""
-
-    def _open(self, multicallable: Any, timeout: float | None, metadata: Any) -> Any:
-        return multicallable(
-            self._request,
-            timeout=timeout,
-            metadata=metadata,
-            credentials=self._credentials,
-            wait_for_ready=False,  # an endpoint that is not ready is not waited for: there are others
-            compression=self._compression,
-        )
-
-
-class UnaryUnaryCall(UnaryRequest, UnaryResponse, UnaryUnaryCallABC):
+class UnaryUnaryCall(UnaryResponse, UnaryUnaryCallABC):
     """One request, one response."""
 
 
-class UnaryStreamCall(UnaryRequest, StreamResponse, UnaryStreamCallABC):
+class UnaryStreamCall(StreamResponse, UnaryStreamCallABC):
     """One request, a stream of responses."""
-
-    _complete = True
 
 
 class StreamUnaryCall(StreamRequest, UnaryResponse, StreamUnaryCallABC):

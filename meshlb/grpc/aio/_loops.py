@@ -32,25 +32,25 @@ _MOST_CALLABLES: Final = 1024
 class NativeChannel:
     """A channel of grpc.aio, with the multicallables made on it."""
 
-    __slots__ = ("_callables", "channel", "closing")
+    __slots__ = ("callables", "channel", "closing")
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.closing = False
         """Set before it is closed: calls that end from then on may have been cut by that."""
-        self._callables: dict[Any, Any] = {}
+        self.callables: dict[Any, Any] = {}
+        """The multicallables made so far, by ``MultiCallable.key``."""
 
     def callable(self, method: MultiCallable) -> Any:
         """grpc's own multicallable of that method on this channel."""
-        return self._callables.get(method.key) or self._make(method)
-
-    def _make(self, method: MultiCallable) -> Any:
-        if len(self._callables) >= _MOST_CALLABLES:
-            self._callables.clear()
-        factory = getattr(self.channel, method.kind)
-        made = self._callables[method.key] = factory(
-            method.path, method.request_serializer, method.response_deserializer, method.registered
-        )
+        made = self.callables.get(method.key)
+        if made is None:
+            if len(self.callables) >= _MOST_CALLABLES:
+                self.callables.clear()
+            factory = getattr(self.channel, method.kind)
+            made = self.callables[method.key] = factory(
+                method.path, method.request_serializer, method.response_deserializer, method.registered
+            )
         return made
 
     def close(self) -> None:
@@ -79,8 +79,8 @@ class SubChannel(NativeChannel):
 class LoopChannels:
     """The sub-channels and active calls of one channel in one loop."""
 
-    __slots__ = ("__weakref__", "_guard", "_make", "_resources", "active", "front", "kept", "loop", "subchannels",
-                 "wants_connection")  # fmt: skip
+    __slots__ = ("__weakref__", "_guard", "_make", "_resources", "active", "find", "front", "kept", "loop",
+                 "subchannels", "wants_connection")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cluster: Cluster, make: Callable[[Node], Any]) -> None:
         self.loop = loop
@@ -99,6 +99,8 @@ class LoopChannels:
         self._guard: LoopGuard | None = None
         # Kept after fork: finalising a native channel of the parent in the child may hang.
         self._resources = EndpointResources(cluster, self._open, self._end, keep_after_fork=True)
+        self.find: Callable[[Node], SubChannel] = self._resources.get
+        """``get``, for who looks himself whether the sub-channel is ``unreachable``."""
 
     def end_with_loop(self, end: Callable[[], None]) -> None:
         """Have ``end`` called before the loop is closed, for a channel that outlives its loops.
@@ -112,13 +114,13 @@ class LoopChannels:
     def get(self, node: Node) -> SubChannel:
         """The sub-channel to an endpoint; a lease on it must be held. RuntimeError after ``close``."""
         subchannel = self._resources.get(node)
-        return self._reconsidered(subchannel) if subchannel.unreachable else subchannel
+        return self.reconsidered(subchannel) if subchannel.unreachable else subchannel
 
     def forget(self, node: Node) -> None:
         """Close the sub-channel to an endpoint; the next call makes a new one."""
         self._resources.endpoint_removed(node)
 
-    def _reconsidered(self, subchannel: SubChannel) -> SubChannel:
+    def reconsidered(self, subchannel: SubChannel) -> SubChannel:
         """The same sub-channel, or for a breaker's probe a new one.
 
         A sub-channel whose connection failed waits before it connects again, and fails calls at once meanwhile. A

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import grpc
 import grpc.aio
 
+from meshlb.grpc._idempotency import is_declared
 from meshlb.grpc.aio._call import MeshCall
 from meshlb.grpc.aio._hedged import HedgedUnaryCall
 from meshlb.grpc.aio._kinds import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
@@ -49,15 +50,34 @@ class MultiCallable:
         self.registered = registered
         self.key = channel.method_key((self.kind, path, request_serializer, response_deserializer, registered))
         """Stands for all of that, and is quick to look up: stubs that are made anew share native multicallables."""
-        self.policy = channel.policies.of(path.decode() if isinstance(path, bytes) else path)
-        retry = self.policy.retry
-        self.per_try_timeout = None if retry is None else retry.per_try_timeout
+        self._name = path.decode() if isinstance(path, bytes) else path
+        self.policy = policy = channel.policies.of(self._name)
         self._is_intercepted = self.kind in channel.intercepted_kinds
+        self._is_direct = not self._is_intercepted and policy.hedge is None
+        """Each call is one of ``call_class``, there and then."""
+        self._idempotent: bool | None = None
+        # What each call asks, so that it finds an attribute, and none where there is nothing to be done.
+        config = self.cluster.config
+        self.timeout = policy.timeout
+        self.limit = config.timeout
+        self.per_try_timeout = None if policy.retry is None else policy.retry.per_try_timeout
+        self.times_attempts = self.limit is not None or self.per_try_timeout is not None
+        """An attempt's time is not the call's."""
+        self.longest_silence = config.stream_idle_timeout
+        self.patient = policy.patient
+        self.reads_calls = self.cluster.reads_calls
+        self.wants_reports = self.cluster.wants_reports
+        self.tells_successes = policy.hedge is not None or policy.throttle is not None
 
     @property
     def idempotent(self) -> bool:
         """Whether the method may be processed more than once."""
-        return self.policy.idempotent
+        known = self._idempotent
+        if known is None:
+            known = self.policy.idempotent
+            if known or is_declared(self._name):
+                self._idempotent = known  # else a module that declares it may be loaded later
+        return known
 
     def _kind_of_call(self) -> type[MeshCall]:
         """The class of the next call."""
@@ -131,6 +151,9 @@ class UnaryUnaryMultiCallable(MultiCallable, UnaryUnaryMultiCallableABC):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        if self._is_direct:
+            here = self.channel.here()
+            return self.call_class(self, here, request, timeout, metadata, credentials, wait_for_ready, compression)
         return self.start(request, timeout, metadata, credentials, wait_for_ready, compression)
 
 
@@ -150,6 +173,9 @@ class UnaryStreamMultiCallable(MultiCallable, UnaryStreamMultiCallableABC):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        if self._is_direct:
+            here = self.channel.here()
+            return self.call_class(self, here, request, timeout, metadata, credentials, wait_for_ready, compression)
         return self.start(request, timeout, metadata, credentials, wait_for_ready, compression)
 
 
@@ -168,6 +194,11 @@ class StreamUnaryMultiCallable(MultiCallable, StreamUnaryMultiCallableABC):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        if self._is_direct:
+            here = self.channel.here()
+            return self.call_class(
+                self, here, request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+            )
         return self.start(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
 
 
@@ -186,4 +217,9 @@ class StreamStreamMultiCallable(MultiCallable, StreamStreamMultiCallableABC):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        if self._is_direct:
+            here = self.channel.here()
+            return self.call_class(
+                self, here, request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+            )
         return self.start(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)

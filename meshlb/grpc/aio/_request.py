@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Coroutine, Iterable
-from functools import partial
+from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-
 from meshlb.call import Safety
+from meshlb.grpc.aio._connecting import Connecting
 from meshlb.grpc.aio._native import ALREADY_FINISHED, API_STYLE, HALF_CLOSED, AioRpcError, InternalError, UsageError
-from meshlb.grpc.aio._timed import TimedAttempt
 
 if TYPE_CHECKING:
+    from meshlb.grpc.aio._loops import LoopChannels
     from meshlb.grpc.aio._multicallable import MultiCallable
 
 logger = logging.getLogger("meshlb.grpc.aio")
@@ -31,14 +29,12 @@ _OVER = (AioRpcError, asyncio.InvalidStateError)
 """What writing to a native call raises when the call has ended."""
 
 
-class StreamRequest(TimedAttempt):
+class StreamRequest(Connecting):
     """A call that takes an iterator of requests, or ``write()`` and ``done_writing()``."""
 
-    _log: list[Any] | None
-    """The messages so far; None if they cannot be sent again."""
+    _requests: Any = None
+    """The user's iterator."""
     _log_size = 0
-    _remembers: bool
-    """Keep messages that a connection has taken."""
     _accepted = 0
     """How many messages the user has handed over."""
     _delivered = 0
@@ -46,29 +42,21 @@ class StreamRequest(TimedAttempt):
     _done_writing_flag = False  # the name is grpc's: its intercepted calls look at it
     _replay: asyncio.Task[None] | None = None
     """Gives a further attempt what its predecessors were given; nobody else writes meanwhile."""
-    _connected: Any = None
-    """The native call that is known to have a connection."""
-    _consumer: asyncio.Task[None] | None = None
+    _completed: Any = None
+    """The native call that has been given the whole request."""
+    _last: Any = None
+    """The native call that takes messages, once it is clear that no other will ever have to."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, method: MultiCallable, here: LoopChannels, requests: Any, *rest: Any) -> None:
         self._log = []
-        method: MultiCallable = arguments[0]
-        # A native call that an attempt interceptor holds takes messages that it has not sent.
-        self._remembers = method.idempotent or method.channel.intercepts_attempts
-        super().__init__(*arguments)
-        if self._request is not None and not self._done:
-            self._consumer = self._here.loop.create_task(self._consume(self._request))
+        self._requests = requests
+        super().__init__(method, here, None, *rest)
+        if requests is not None and not self._done:
+            self._consumer = here.loop.create_task(self._consume(requests))
 
-    def _open(self, multicallable: Any, timeout: float | None, metadata: Any) -> Any:
-        self._complete = False
-        return multicallable(
-            None,
-            timeout=timeout,
-            metadata=metadata,
-            credentials=self._credentials,
-            wait_for_ready=False,
-            compression=self._compression,
-        )
+    @property
+    def _complete(self) -> bool:
+        return self._completed is self._native
 
     def _safety(self) -> Safety:
         return Safety.NEVER if self._log is None else super()._safety()
@@ -93,13 +81,14 @@ class StreamRequest(TimedAttempt):
         await self._half_close()
 
     def _require_writer(self) -> None:
-        if self._request is not None:
+        if self._requests is not None:
             raise UsageError(API_STYLE)
 
     async def _send(self, message: Any) -> None:
         self._accepted += 1
         number = self._accepted
-        self._remember(message)
+        if self._log is not None:
+            self._remember(message)
         while self._delivered < number:
             native = self._native
             if native is None:
@@ -111,7 +100,10 @@ class StreamRequest(TimedAttempt):
                 if self._replay is not None:
                     await asyncio.wait({self._replay})
                     continue
-                await self._write_to(native, message)
+                if self._connected is native:
+                    await native.write(message)
+                else:
+                    await self._write_first(native, message, self._consumer)
             except asyncio.CancelledError:
                 if self._is_cancelled_here(native):
                     raise
@@ -122,71 +114,8 @@ class StreamRequest(TimedAttempt):
                 continue
             if self._native is native:
                 self._delivered = number
-
-    async def _write_to(self, native: Any, message: Any) -> None:
-        """Write to an attempt. Returns, too, when another attempt has taken its place."""
-        if self._connected is native:
-            await native.write(message)
-            return
-        try:
-            await self._unless_over(native, native.write(message))
-        except asyncio.InvalidStateError:
-            if self._native is native:
-                await self._raise_status(native)  # it failed just before; the writer would have waited for just that
-            raise
-        if self._native is native:
-            self._connected = native
-            if not self._remembers:
-                self._log = None  # a connection has the message: what is not idempotent will not be sent again
-
-    async def _unless_over(self, native: Any, waiting: Coroutine[Any, Any, None]) -> None:
-        """Wait for an attempt's connection, but not longer than for its end: a native call that is cancelled before it
-        has a connection never tells those who wait for that.
-
-        Raises what grpc raises if the attempt was the last one.
-        """
-        turn = self._turn()
-        task = self._here.loop.create_task(waiting)
-        task.add_done_callback(partial(_resolve, turn))
-        try:
-            await turn
-        finally:
-            if not task.done():
-                task.cancel()
-        if self._native is native:
-            if task.done():
-                task.result()
-            else:
-                await self._raise_status(native)
-
-    async def _raise_status(self, native: Any) -> None:
-        code = await native.code()
-        if code is grpc.StatusCode.OK:
-            raise asyncio.InvalidStateError(ALREADY_FINISHED)
-        if self._cancel_asked:
-            raise asyncio.CancelledError
-        initial, trailing = await native.initial_metadata(), await native.trailing_metadata()
-        raise AioRpcError(code, initial, trailing, await native.details(), await native.debug_error_string())
-
-    async def wait_for_connection(self) -> None:
-        """Wait until the RPC is on a connection. Raises AioRpcError if it failed instead."""
-        while True:
-            native = self._native
-            if native is None:
-                if self._ended is not None:
-                    raise self._ended.error()
-                await self._turn_or_cancel()
-                continue
-            try:
-                await self._unless_over(native, native.wait_for_connection())
-            except asyncio.CancelledError:
-                if self._is_cancelled_here(native):
-                    raise
-            except AioRpcError:
-                if self._native is native:
-                    raise
-            if self._native is native:
-                return
+                if self._log is None:
+                    self._last = native
 
     async def _half_close(self) -> None:
         if self._done or self._done_writing_flag:
@@ -209,8 +138,9 @@ class StreamRequest(TimedAttempt):
                 raise
         else:
             if self._native is native:
-                self._complete = True
-                self._limit_attempt()
+                self._completed = native
+                if self._method.times_attempts:
+                    self._limit_attempt()
 
     # -- a further attempt -------------------------------------------------------------------------------------
 
@@ -218,9 +148,15 @@ class StreamRequest(TimedAttempt):
         log = self._log
         if log is None:
             return
-        if self._committed:
+        taken = log and self._connected is not None and self._connected is self._native
+        if self._committed or (taken and not self._remembers):
+            # A connection has what came before: what is not idempotent will not be sent again. (A message that remains
+            # the only one is kept: gRPC may take one for a connection that does not come about.)
             self._log = None
             return
+        if self._remembers is None:
+            # A native call that an attempt interceptor holds takes messages that it has not sent.
+            self._remembers = self._method.idempotent or self._method.channel.intercepts_attempts
         size = self._size_of(message) if self._remembers else 0
         if log and self._log_size + size > _REPLAY_LIMIT:
             self._log = None  # what is still being replayed goes on from its own reference
@@ -249,7 +185,10 @@ class StreamRequest(TimedAttempt):
         try:
             index = 0
             while index < len(log):
-                await self._write_to(native, log[index])
+                if self._connected is native:
+                    await native.write(log[index])
+                else:
+                    await self._write_first(native, log[index], None)
                 index += 1
                 if self._native is not native:
                     return
@@ -268,13 +207,23 @@ class StreamRequest(TimedAttempt):
         try:
             if isinstance(requests, AsyncIterable):
                 async for request in requests:
-                    if not await self._pass_on(request):
+                    try:
+                        await (self._send(request) if self._last is None else self._last.write(request))
+                    except _OVER as error:
+                        self._left_over(error)
                         return
             else:
                 for request in requests:
-                    if not await self._pass_on(request):
+                    try:
+                        await (self._send(request) if self._last is None else self._last.write(request))
+                    except _OVER as error:
+                        self._left_over(error)
                         return
-            await self._half_close()
+            if self._last is None:
+                await self._half_close()
+            elif not self._done:
+                self._done_writing_flag = True
+                await self._finish_request(self._last)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
@@ -282,13 +231,8 @@ class StreamRequest(TimedAttempt):
             logger.debug("%s: the iterator of requests raised", self._method.path, exc_info=True)
             self.cancel()
 
-    async def _pass_on(self, request: Any) -> bool:
-        try:
-            await self._send(request)
-        except _OVER as error:
-            logger.debug("%s: the RPC ended before its requests did: %s", self._method.path, error)
-            return False
-        return True
+    def _left_over(self, error: Exception) -> None:
+        logger.debug("%s: the RPC ended before its requests did: %s", self._method.path, error)
 
     def cancel(self) -> bool:
         """Cancel the RPC; False if it has ended."""
@@ -296,10 +240,3 @@ class StreamRequest(TimedAttempt):
         if cancelled and self._consumer is not None:
             self._consumer.cancel()
         return cancelled
-
-
-def _resolve(turn: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()  # or asyncio would report that nobody looked at it
-    if not turn.done():
-        turn.set_result(None)

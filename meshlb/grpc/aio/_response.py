@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -15,13 +14,18 @@ from meshlb.grpc import _status
 from meshlb.grpc.aio._call import MeshCall
 from meshlb.grpc.aio._ended import ended_with
 from meshlb.grpc.aio._errors import DeadlineExceeded
-from meshlb.grpc.aio._native import API_STYLE, EOF, AioRpcError, UsageError, is_immediate
+from meshlb.grpc.aio._native import API_STYLE, EOF, UsageError, is_immediate
 from meshlb.grpc.aio._timed import TimedAttempt
 from meshlb.model import CANCELLED
 
 if TYPE_CHECKING:
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
+
+
+_AT_ONCE: Final = 0.001
+"""Seconds after the beginning of an attempt in which nobody is late to read its response: what its latency may be
+overrated by. To look whether there is a response already costs more than the rest of the reading."""
 
 
 class UnaryResponse(MeshCall):
@@ -37,16 +41,8 @@ class UnaryResponse(MeshCall):
                 continue
             try:
                 return (yield from native.__await__())
-            except asyncio.CancelledError:
-                if self._is_cancelled_here(native):
-                    raise
-            except AioRpcError:
-                if self._native is native:
-                    raise
-            except Exception:
-                # No status came of it: metadata that gRPC refuses, or an attempt interceptor of the user's.
-                if self._native is native:
-                    self._cancel_attempt(native)
+            except BaseException as error:
+                if self._is_for_caller(native, error):
                     raise
 
 
@@ -66,6 +62,7 @@ class StreamResponse(TimedAttempt):
     callbacks get weak references.
     """
 
+    cancelled_when_dropped = True
     _style: Style | None = None
     _iterator: weakref.ref[AsyncGenerator[Any, None]] | None = None
     _is_limited = False
@@ -92,23 +89,17 @@ class StreamResponse(TimedAttempt):
             return self._remaining()
         return None if self._own_deadline is None else max(0.0, self._own_deadline - self._method.cluster.clock())
 
-    def _on_done(self) -> Callable[[Any], None]:
-        return partial(_attempt_done, self._ref)
-
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """Call ``callback(self)`` when the RPC ends; at once if it has ended. So the call is kept until then."""
         if not self._done:
             self._here.kept.add(self)
         super().add_done_callback(callback)
 
-    def _finish(self) -> None:
-        self._here.kept.discard(self)
-        super()._finish()
-
     # -- reading -----------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        self._read_in(Style.ITERATOR)
+        if self._style is not Style.ITERATOR:
+            self._read_in(Style.ITERATOR)
         iterator = None if self._iterator is None else self._iterator()
         if iterator is None:
             iterator = self._messages()
@@ -116,65 +107,90 @@ class StreamResponse(TimedAttempt):
         return iterator
 
     async def _messages(self) -> AsyncGenerator[Any, None]:
-        if self._iterated:
-            return
-        try:
-            while (message := await self._read()) is not EOF:
-                yield message
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self._iterated = True
-            raise
-        self._iterated = True
+        # The native call's own iterator runs within this one, so that a message costs one frame of ours and no more.
+        while not self._iterated:
+            native = self._native
+            try:
+                if native is None:
+                    await self._next_attempt()
+                    continue
+                late = not self._committed and self._is_late(native)
+                messages = native if self._method.longest_silence is None else self._unless_silent(native)
+                async for message in messages:
+                    if not self._committed:
+                        if self._native is not native:
+                            break
+                        self._answered(late=late)
+                    yield message
+                else:
+                    self._iterated = self._native is native
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if native is None or self._is_for_caller(native, error):
+                    self._iterated = True
+                    raise
 
     async def read(self) -> Any:
         """The next message, or ``grpc.aio.EOF`` after the last one."""
-        if not self._done:
+        if self._style is not Style.READER and not self._done:
             self._read_in(Style.READER)
-        return await self._read()
-
-    async def _read(self) -> Any:
         while True:
             native = self._native
             if native is None:
-                if self._ended is not None:
-                    raise self._ended.error()
-                await self._turn_or_cancel()
+                await self._next_attempt()
                 continue
-            first = not self._committed
-            late = first and is_immediate(native.initial_metadata())
-            watch = None if first else self._watch_silence(native)
+            late = not self._committed and self._is_late(native)
             try:
-                message = await native.read()
-            except asyncio.CancelledError:
-                if self._is_cancelled_here(native):
+                if self._method.longest_silence is None or not self._committed:
+                    message = await native.read()
+                else:
+                    with self._watch_silence(native):
+                        message = await native.read()
+            except BaseException as error:
+                if self._is_for_caller(native, error):
                     raise
                 continue
-            except AioRpcError:
-                if self._native is native:
-                    raise
-                continue
-            except Exception:
-                if self._native is native:  # as in UnaryResponse
-                    self._cancel_attempt(native)
-                    raise
-                continue
-            finally:
-                if watch is not None:
-                    watch.cancel()
             if self._native is not native:
                 continue
-            if first and message is not EOF:
+            if not self._committed and message is not EOF:
                 self._answered(late=late)
             return message
 
-    def _watch_silence(self, native: Any) -> asyncio.TimerHandle | None:
+    async def _next_attempt(self) -> None:
+        """Wait for it. Raises what the call has ended with."""
+        if self._ended is not None:
+            raise self._ended.error()
+        await self._turn_or_cancel()
+
+    def _is_late(self, native: Any) -> bool:
+        """Whether the response may have been there before anybody asked for it."""
+        elapsed = self._method.cluster.clock() - self._lease.started
+        return elapsed > _AT_ONCE and is_immediate(native.initial_metadata())
+
+    async def _unless_silent(self, native: Any) -> AsyncGenerator[Any, None]:
+        """The messages of a native call, for as long as each comes in time."""
+        messages = aiter(native)
+        while True:
+            with self._watch_silence(native):
+                try:
+                    message = await anext(messages)
+                except StopAsyncIteration:
+                    return
+            yield message
+
+    @contextmanager
+    def _watch_silence(self, native: Any) -> Iterator[None]:
         """Give the stream up when the next message takes too long."""
-        idle = self._method.cluster.config.stream_idle_timeout
-        if idle is None or self._done:
-            return None
-        return self._here.loop.call_later(idle, self._silent, native, idle)
+        idle = self._method.longest_silence
+        if idle is None or self._done or not self._committed:
+            yield
+            return
+        watch = self._here.loop.call_later(idle, self._silent, native, idle)
+        try:
+            yield
+        finally:
+            watch.cancel()
 
     def _silent(self, native: Any, idle: float) -> None:
         if self._done or native is not self._native:
@@ -206,12 +222,6 @@ class StreamResponse(TimedAttempt):
             self._here.loop.call_soon_threadsafe(_abandon, native, self._lease, self._trace)
         except RuntimeError:
             pass  # the loop is closed, and the RPC ended with it
-
-
-def _attempt_done(ref: weakref.ref[MeshCall], native: Any) -> None:
-    call = ref()
-    if call is not None:
-        call._attempt_done(native)
 
 
 def _abandon(native: Any, lease: Lease, trace: AttemptTrace | None) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
@@ -13,9 +12,6 @@ from meshlb.grpc.aio._call import MeshCall
 from meshlb.grpc.aio._ended import ended_with
 from meshlb.grpc.aio._errors import DeadlineExceeded
 
-if TYPE_CHECKING:
-    from meshlb.node import Lease
-
 
 class TimedAttempt(MeshCall):
     """A call whose attempts are limited by a timer: a native deadline would end the stream, however well it goes.
@@ -23,20 +19,17 @@ class TimedAttempt(MeshCall):
     ``per_try_timeout`` runs from the end of the request to the first message of the response, as Envoy counts it.
     """
 
-    _complete = False
-    """The request has been given to the current attempt as a whole."""
-    _timer: asyncio.TimerHandle | None = None
+    @property
+    def _complete(self) -> bool:
+        """The request has been given to the current attempt as a whole."""
+        return True
 
-    def _per_try(self) -> float | None:
-        return None
+    def _attempt_timeout(self) -> float | None:
+        return self._remaining()
 
     def _response_limit(self) -> float | None:
         """Seconds until the response has to have begun, if the native deadline does not see to that."""
         return None
-
-    def _attempt(self, lease: Lease) -> None:
-        super()._attempt(lease)
-        self._limit_attempt()
 
     def _limit_attempt(self) -> None:
         """Give the attempt from now on the time that it may have to begin its response."""
@@ -48,11 +41,6 @@ class TimedAttempt(MeshCall):
         self._stop_timer()
         if limit is not None and not self._done and not self._committed:
             self._timer = self._here.loop.call_later(limit, _time_out, self._ref, self._native)
-
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
 
     def _timed_out(self, native: Any) -> None:
         if self._done or self._committed or native is not self._native:
@@ -68,12 +56,11 @@ class TimedAttempt(MeshCall):
         native.cancel()
 
     def _answered(self, *, late: bool) -> None:
-        self._stop_timer()
-        super()._answered(late=late)
-
-    def _finish(self) -> None:
-        self._stop_timer()
-        super()._finish()
+        self._committed = True
+        if self._timer is not None:
+            self._stop_timer()
+        lease = self._lease
+        lease.node.answered(lease, healthy=not late)
 
 
 def _time_out(ref: weakref.ref[MeshCall], native: Any) -> None:
