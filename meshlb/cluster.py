@@ -9,6 +9,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from meshlb import resilience  # what is off is not imported
 from meshlb.affinity import call_context
 from meshlb.discovery.base import ServiceQuery
 from meshlb.endpoint_set import Background, ClusterListener, EndpointSet
@@ -16,11 +17,10 @@ from meshlb.errors import ConfigError, LimitExceeded, MeshClosed, MeshError, Ses
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
 from meshlb.node import Lease
 from meshlb.probing import Probing
-from meshlb.resilience import AdaptiveThrottle, TokenBudget
+from meshlb.resilience import TokenBudget
 from meshlb.resilience.breaker import BreakerState
 from meshlb.resilience.hedge import HedgeTimer
 from meshlb.resilience.queueing import Queueing
-from meshlb.resilience.throttle import RetryThrottle
 from meshlb.scope import LeaseScope
 from meshlb.serving import note_in_vain
 from meshlb.sessions import CookieSessions, SessionTable, StickyCookie, StickyKey
@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from meshlb.balancing.orca import LoadReport
     from meshlb.config import ServiceConfig
     from meshlb.node import Node
-    from meshlb.resilience import ConcurrencyLimiter, Hedge, RetryThrottling, StallMonitor
+    from meshlb.resilience import (
+        AdaptiveThrottle,
+        ConcurrencyLimiter,
+        Hedge,
+        RetryThrottle,
+        RetryThrottling,
+        StallMonitor,
+    )
     from meshlb.serving import Surroundings
     from meshlb.view import View
 
@@ -94,7 +101,7 @@ class Cluster(EndpointSet):
         if retry is not None and retry.budget is not None:
             self.budget = TokenBudget(retry.budget, self.clock)
         if self.config.throttling is not None:
-            self.throttling = AdaptiveThrottle(self.config.throttling, self.clock, self._random)
+            self.throttling = resilience.AdaptiveThrottle(self.config.throttling, self.clock, self._random)
         self._retry_throttles: dict[RetryThrottling, RetryThrottle] = {}
         self._hedge_timers: dict[tuple[str, Hedge], HedgeTimer] = {}
 
@@ -111,9 +118,14 @@ class Cluster(EndpointSet):
                 f"service '{self.query}': refused here, without an attempt: the service turns most calls away "
                 "(ServiceConfig.throttling)"
             )
-        view = self._view
+        view = self.view
         sticky = self.stickiness
         node = view.picker.pick(context) if sticky is None else sticky.choose(view, context)
+        return self.try_start_on(node, view, context)
+
+    def try_start_on(self, node: Node | None, view: View, context: CallContext = NO_CONTEXT) -> Lease | None:
+        """``try_start`` on the endpoint that a view's picker has chosen, or on another one if that cannot be."""
+        sticky = self.stickiness
         if node is None or (lease := node.begin(view.panic and view.forces(node))) is None:
             if self._dormant:
                 self._resume()
@@ -122,8 +134,12 @@ class Cluster(EndpointSet):
                 return None
         elif sticky is not None:
             sticky.settle(context, node)
-        if self.budget is not None:
-            self.budget.deposit(lease.started)
+        budget = self.budget
+        if budget is not None:
+            if lease.started < budget.until:
+                budget.note()
+            else:
+                budget.deposit(lease.started)
         return lease
 
     def try_again(self, context: CallContext, *, granted: bool = False) -> Lease | None:
@@ -132,7 +148,7 @@ class Cluster(EndpointSet):
         limiter, sticky = self.limiter, self.stickiness
         rebuilt = False
         while True:
-            view = self._view
+            view = self.view
             pick = view.picker.pick if sticky is None else functools.partial(sticky.choose, view)
             if limiter is not None and (self._closed or self._barred(limiter, view, granted=granted)):
                 return None
@@ -146,7 +162,7 @@ class Cluster(EndpointSet):
                 if limiter is not None and limiter.bars(granted=granted):
                     return None
                 refused.add(node)
-            if view is not self._view:
+            if view is not self.view:
                 continue
             if rebuilt or view.panic or not any(node.is_open for node in view.nodes):
                 return None
@@ -165,7 +181,7 @@ class Cluster(EndpointSet):
 
     def observe_report(self, node: Node, report: LoadReport | None) -> None:
         """Hand on what an endpoint reported of its load with a response; None if that made no sense."""
-        observe = getattr(self._view.picker, "observe_report", None)  # not that of a view without endpoints
+        observe = getattr(self.view.picker, "observe_report", None)  # not that of a view without endpoints
         if observe is not None and report is not None:
             try:
                 observe(node, report)
@@ -191,7 +207,7 @@ class Cluster(EndpointSet):
         if throttle is None:
             with self._retries_lock:
                 previous = next(reversed(self._retry_throttles.values()), None)
-                throttle = self._retry_throttles.setdefault(options, RetryThrottle(options, previous))
+                throttle = self._retry_throttles.setdefault(options, resilience.RetryThrottle(options, previous))
         return throttle
 
     def hedge_timer(self, method: str, options: Hedge) -> HedgeTimer:
@@ -292,7 +308,7 @@ class Cluster(EndpointSet):
 
     def lost_session(self, context: CallContext) -> SessionLost | None:
         """The error of a call whose session may not move and whose instance is gone, if this is one."""
-        if self.stickiness is None or not self._settled or not self.stickiness.lost(self._view, context):
+        if self.stickiness is None or not self._settled or not self.stickiness.lost(self.view, context):
             return None
         return SessionLost(
             f"service '{self.query}': the instance of this session is gone, and ServiceConfig.sticky has "
@@ -392,7 +408,7 @@ class Cluster(EndpointSet):
     def _ready(self) -> bool:
         if self._dormant:
             self._resume()
-        return bool(self._view.nodes) and not self._closed
+        return bool(self.view.nodes) and not self._closed
 
     def close(self) -> None:
         super().close()

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from meshlb import health, resilience  # what is off is not imported
 from meshlb.balancing import Policy, PolicyEnvironment
 from meshlb.balancing.ewma import PeakEwma
 from meshlb.change_log import ChangeLog
 from meshlb.control import weakly
 from meshlb.discovery.base import ServiceQuery
-from meshlb.health.state import HealthState
 from meshlb.limited_node import LimitedNode
 from meshlb.membership import Departure, Membership
 from meshlb.model import Endpoint
 from meshlb.node import Lease, Node, abandon
-from meshlb.resilience import CircuitBreaker, ConcurrencyLimiter, EjectionCap, OutlierDetector, StateListener
+from meshlb.resilience import CircuitBreaker, EjectionCap, StateListener
 from meshlb.shares import Shares
 from meshlb.state_changes import StateChanges, why
 from meshlb.stickiness import Stickiness
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meshlb.config import ServiceConfig
     from meshlb.health.monitor import HealthMonitor
     from meshlb.place import Place
-    from meshlb.resilience import StallMonitor
+    from meshlb.resilience import ConcurrencyLimiter, OutlierDetector, StallMonitor
     from meshlb.tiering import Tiering
 
 logger = logging.getLogger("meshlb.cluster")
@@ -103,14 +103,14 @@ class EndpointSet:
         self._listeners: weakref.WeakSet[ClusterListener] = weakref.WeakSet()
         tiered = config.failover  # another tier can take over, so its own limit counts
         percent = config.max_ejection_percent if tiered is None else tiered.max_ejection_percent
-        self._members = Membership(self._make_node, percent)
+        self._members = Membership(self._make_node, percent, config.panic_threshold)
         self._shares: Shares | None = None
         if config.slow_start is not None or config.subset is not None:
             self._shares = Shares(config, random)
         self._state_changes = StateChanges(str(query), () if config.breaker is None else config.breaker.listeners)
         self._outliers: OutlierDetector[Node] | None = None
         if config.outlier is not None:
-            self._outliers = OutlierDetector(config.outlier, random)
+            self._outliers = resilience.OutlierDetector(config.outlier, random)
         self.tiering: Tiering | None = None
         """What moves the tiers and zones of a service that has them."""
         if config.failover is not None or config.zones is not None:
@@ -121,7 +121,8 @@ class EndpointSet:
         self.stickiness = None if config.sticky is None else Stickiness(config.sticky)
         """Where the calls of sticky sessions go; None for a service without."""
         self._abandoned: deque[Lease] = deque()
-        self._view = EMPTY_VIEW
+        self.view: View = EMPTY_VIEW
+        """The endpoints that are eligible now. Replaced as a whole; to be read once for a decision."""
         self._version = 0
         self._answered_at: float | None = None
         self._last_error: Exception | None = None
@@ -138,7 +139,7 @@ class EndpointSet:
         self._sweeping = False
         """The timer of outlier detection runs."""
         if self.config.limits is not None:
-            self.limiter = ConcurrencyLimiter(self.config.limits)
+            self.limiter = resilience.ConcurrencyLimiter(self.config.limits)
         self._lock = threading.RLock()
         self._changed = Signal()
         self._stale = False
@@ -152,9 +153,9 @@ class EndpointSet:
     def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
         options = self.config.breaker
         breaker = None if options is None else CircuitBreaker(options, self._random)
-        health = None if self.config.health_check is None else HealthState(self.config.health_check)
+        state = None if self.config.health_check is None else health.HealthState(self.config.health_check)
         kind = Node if self.limiter is None else LimitedNode
-        return kind(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap, health=health)
+        return kind(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap, health=state)
 
     @property
     def random(self) -> Random:
@@ -165,11 +166,6 @@ class EndpointSet:
     def service(self) -> str:
         """The service's name in the registry."""
         return self.query.service
-
-    @property
-    def view(self) -> View:
-        """The endpoints that are eligible now."""
-        return self._view
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -314,6 +310,19 @@ class EndpointSet:
     def excuses(self, started: float, now: float) -> bool:
         return self.stalls is not None and self.stalls.excuses(started, now)
 
+    def ejections_doubted(self) -> None:
+        self._background.call_soon(self._probe_all)  # and nowhere else: nothing is timed without a control loop either
+
+    def _probe_all(self) -> None:
+        if self._closed:
+            return
+        message = "most of the endpoints in use fail, too: no more are taken out, and those that are, are probed"
+        self._log.write(logging.WARNING, self.query, message)
+        for node in self.nodes:
+            if node.poll_breaker(now_at_once=True):
+                self._state_changes.note(node)
+        self._rebuild_soon()
+
     def node_drained(self, node: Node) -> None:
         self._soon(self._dismiss_drained, node)
 
@@ -418,14 +427,14 @@ class EndpointSet:
             self.policy,
             self._environment,
             panic_threshold=self.config.panic_threshold,
-            previous=self._view,
+            previous=self.view,
             version=self._version,
             shares=self._shares,
             topology=None if self.tiering is None else self.tiering.topology,
         )
         if self.stickiness is not None:
             view.hosts = self.stickiness.hosts(self.nodes, view.nodes)
-        self._view = view
+        self.view = view
         if self.tiering is not None and view.layout is not None:
             self.tiering.built(view.layout)
         if self._shares is not None:
@@ -486,7 +495,7 @@ class EndpointSet:
                 return
             self._closed = True
             gone = self._members.clear()
-            self._view = EMPTY_VIEW
+            self.view = EMPTY_VIEW
             self._announce()
         if self.limiter is not None:
             self.limiter.wake_all()
@@ -510,7 +519,7 @@ class EndpointSet:
             self._shares.after_fork_in_child(self._random, heirs)
         if self.tiering is not None:
             self.tiering.after_fork_in_child()
-        self._view = EMPTY_VIEW
+        self.view = EMPTY_VIEW
         self._dormant = not self._closed
 
     def _resume(self) -> None:

@@ -15,16 +15,17 @@ class Lease:
 
     ``started``: clock reading at the pick. ``latency``: seconds to the start of the response, once known. A lease that
     is dropped open is closed by the garbage collector as ABANDONED.
+
+    Made by ``Node.begin`` alone, which fills it in by hand: every attempt has one, and an ``__init__`` is a call.
     """
 
     __slots__ = ("closed", "generation", "latency", "node", "started")
 
-    def __init__(self, node: Node, started: float) -> None:
-        self.closed = True  # until the node counts it; first, since __del__ asks
-        self.node = node
-        self.started = started
-        self.latency: float | None = None
-        self.generation = 0 if node.breaker is None else node.breaker.generation
+    closed: bool
+    generation: int
+    latency: float | None
+    node: Node
+    started: float
 
     @property
     def endpoint(self) -> Endpoint:
@@ -43,9 +44,13 @@ class Lease:
         return self.node.finish(self, outcome)
 
     def __del__(self) -> None:
-        if not self.closed:
-            # Nothing may be locked here: the collector may run inside this very node's critical section.
-            self.node._owner.lease_abandoned(self)
+        try:
+            if self.closed:
+                return
+        except AttributeError:
+            return  # an exception from outside came before the node had filled it in
+        # Nothing may be locked here: the collector may run inside this very node's critical section.
+        self.node._owner.lease_abandoned(self)
 
     def __repr__(self) -> str:
         return f"<Lease {self.node.endpoint.address} {'closed' if self.closed else 'open'}>"

@@ -35,7 +35,9 @@ class EndpointResources(Generic[T]):
     and by ``close``. In the child of a fork the parent's resources are dropped without being closed: their sockets
     belong to the parent's calls too.
 
-    Begin a lease before ``get``: an endpoint with an attempt in flight is never swept.
+    Begin a lease before ``get``: an endpoint with an attempt in flight is never swept. Who keeps a resource instead of
+    asking each time gives ``withhold``, which is called with True before it is looked whether a call uses a resource,
+    and with False if one does: who begins a lease and finds it withheld asks again.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class EndpointResources(Generic[T]):
         make: Callable[[Node], T],
         close: Callable[[T], object],
         *,
+        withhold: Callable[[T, bool], object] | None = None,
         keep_after_fork: bool = False,
     ) -> None:
         self._cluster = cluster
         self._make = make
         self._close = close
+        self._withhold = withhold
         self._keep_after_fork = keep_after_fork
         self._inherited: list[dict[Node, T]] = []
         self._live: dict[Node, T] = {}
@@ -103,9 +107,15 @@ class EndpointResources(Generic[T]):
 
     def _take_idle(self, node: Node) -> T | None:
         resource = self._live.pop(node, None)
+        if resource is None:
+            return None
+        if self._withhold is not None:
+            self._withhold(resource, True)
         # A call that began before the pop may hold the resource already; one that begins after it makes a new one. So
         # only now does "nothing in flight" mean that nobody has it.
-        if resource is not None and node.in_flight:
+        if node.in_flight:
+            if self._withhold is not None:
+                self._withhold(resource, False)
             self._live[node] = resource
             return None
         return resource

@@ -97,8 +97,8 @@ class BlockingMethod(Method):
         *,
         with_call: bool,
     ) -> Any:
-        sub = self._sub_channel(lease.node)
-        native = self.native(sub) if invocation.source is None else self.payload_native(sub)
+        node = lease.node
+        native = self.native(node) if invocation.source is None else self.raw_native(node)
         call = native.with_call if with_call or self._wants_reports else native  # which gives the trailers too
         metadata = attempt_metadata(invocation.metadata, attempts.previous, trace)
         timeout = attempts.next_timeout()
@@ -122,7 +122,7 @@ class BlockingMethod(Method):
                 raise as_rpc_error(self._cluster.unavailable(attempts.context))
             return again
         channel.note(lease.node, outcome)
-        pause = attempts.after(lease, outcome, error, replayable=invocation.replayable)
+        pause = attempts.after(lease, outcome, error, replayable=invocation.rewind())
         self.observe_report(lease, error)
         if trace is not None:
             trace.finish(status_of(error), outcome, lease.latency)

@@ -79,7 +79,9 @@ class MeshChannel(grpc.Channel):
             return sub
 
         # Kept in the child of a fork: dropping an inherited native channel there may hang.
-        resources = EndpointResources(cluster, make, SubChannel.close, keep_after_fork=True)
+        resources = EndpointResources(
+            cluster, make, SubChannel.close, withhold=SubChannel.withhold, keep_after_fork=True
+        )
         self._resources = resources
         self.existing_sub_channel = resources.get
         connectivity.get = resources.get

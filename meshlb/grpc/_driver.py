@@ -1,4 +1,5 @@
-"""A call that goes on by itself: behind futures and response streams, which return before anything has come back.
+"""A call that goes on by itself: behind those futures and response streams whose course is not one attempt that goes
+well.
 
 gRPC reports the end of an attempt on its spin thread. There it is classified, and the next attempt, if there is one,
 is started from the control loop; no thread of the caller is needed for it.
@@ -21,6 +22,8 @@ from meshlb.grpc._waiting import Pause
 from meshlb.model import CANCELLED, OK
 
 if TYPE_CHECKING:
+    from contextvars import Context as Variables
+
     from meshlb.grpc._method import Invocation, Method
     from meshlb.node import Lease
     from meshlb.telemetry import AttemptTrace
@@ -29,7 +32,7 @@ logger = logging.getLogger("meshlb.grpc")
 
 
 class Driver(Starting):
-    """The attempts of one call, and its end.
+    """The attempts of one call, and its end. It begins with ``begin`` or ``adopt``.
 
     At any time it has an attempt under way (``_inner``, gRPC's own call object), or waits for the next one, or has
     ended (``final``). Every attempt is settled once, by whoever notices its end first: gRPC's callback, or a thread
@@ -39,12 +42,9 @@ class Driver(Starting):
     __slots__ = ("__weakref__", "_committed", "_ended_natively", "_inner", "_last", "_lease", "_settling", "_timer",
                  "_trace", "single_threaded")  # fmt: skip
 
-    def __init__(self, method: Method, invocation: Invocation, *, verb: str) -> None:
-        """Start the call. ``verb``: the native multi-callable's method, ``future`` or ``__call__``.
-
-        Raises what gRPC raises for arguments that are no good, and ValueError if the channel is closed.
-        """
-        super().__init__(method, invocation, verb)
+    def __init__(self, method: Method, invocation: Invocation, started: float, variables: Variables) -> None:
+        """A call that began when the clock read ``started``, with these context variables."""
+        super().__init__(method, invocation, started, variables)
         self._inner: Any = None
         self._lease: Lease | None = None
         self._trace: AttemptTrace | None = None
@@ -53,10 +53,20 @@ class Driver(Starting):
         self._committed = False
         self._ended_natively = False
         self._settling = False
-        self.single_threaded = method.channel.single_threaded and method.kind == "unary_stream"
-        self._begin()
+        self.single_threaded = method.single_threaded
 
     # -- attempts ----------------------------------------------------------------------------------------------
+
+    def adopt(self, inner: Any, lease: Lease) -> None:
+        """Begin with an attempt that was made without a driver. To be followed by ``watch``."""
+        self._inner, self._lease = inner, lease
+
+    def watch(self, inner: Any) -> None:
+        """Have gRPC tell of the end of an attempt."""
+        # A partial, because gRPC logs a callback's error as that of callback.func.
+        ended = functools.partial(self._ended, inner)
+        if not inner.add_callback(ended):
+            ended()
 
     def _started(self, inner: Any, lease: Lease, trace: AttemptTrace | None, limit: float | None) -> None:
         with self.changed:
@@ -78,18 +88,15 @@ class Driver(Starting):
             timer.start()
         if cancelling:
             inner.cancel()
-        # A partial, because gRPC logs a callback's error as that of callback.func.
-        ended = functools.partial(self._ended, inner)
-        if not inner.add_callback(ended):
-            ended()
+        self.watch(inner)
 
     def _ended(self, inner: Any) -> None:
         """gRPC's callback, on its spin thread: must be short and must not raise."""
         try:
+            self.settle(inner, wait=False)
             with self.changed:
                 if inner is self._inner:
                     self._ended_natively = True
-            self.settle(inner, wait=False)
             self._run_callbacks()
         except Exception as error:
             logger.exception("%s: the end of an attempt could not be handled", self._method.name)
@@ -115,7 +122,9 @@ class Driver(Starting):
                 locally_cancelled=self._cancelling or self._channel.closed,
             )
             self._channel.note(lease.node, outcome)
-            replayable = not self._committed and self._invocation.replayable
+            # An answer may also have been read before the driver was there; then the lease knows.
+            committed = self._committed or lease.latency is not None
+            replayable = not committed and self._invocation.rewind()
             pause = self._attempts.after(lease, outcome, inner, replayable=replayable)
         cluster = self._channel.cluster
         if cluster.wants_reports:
@@ -159,7 +168,7 @@ class Driver(Starting):
             f"deadline exceeded: no response from {lease.endpoint.address} of service "
             f"'{self._channel.cluster.query}' within {waited:.3f} s"
         )
-        pause = self._attempts.after(lease, TIMED_OUT, late, replayable=self._invocation.replayable)
+        pause = self._attempts.after(lease, TIMED_OUT, late, replayable=self._invocation.rewind())
         if trace is not None:
             trace.finish("DEADLINE_EXCEEDED", TIMED_OUT)
         if pause is None:

@@ -9,7 +9,7 @@ import grpc
 
 from meshlb.grpc._attempts import Attempts, attempt_metadata, outcome_of, unreachable
 from meshlb.grpc._errors import ChannelClosed, as_rpc_error
-from meshlb.grpc._requests import Payload
+from meshlb.grpc._requests import serialized
 from meshlb.grpc._status import classify
 from meshlb.hedging import LOST, HedgedCall
 from meshlb.model import CANCELLED, OK, Outcome
@@ -45,7 +45,7 @@ class HedgedRace:
         self._method = method
         self._channel = method.channel
         self._invocation = invocation
-        self._request = Payload(invocation.request)
+        self._request = serialized(method.serializer, invocation.request)
         self._attempts = attempts
         self._call = call
         self._landed: SimpleQueue[_Flight] = SimpleQueue()
@@ -115,7 +115,7 @@ class HedgedRace:
                 self._parent = trace.parent
             timeout = attempts.next_timeout()
             try:
-                future = method.payload_native(channel.sub_channel(lease.node)).future(
+                future = method.raw_native(lease.node).future(
                     self._request,
                     timeout,
                     attempt_metadata(invocation.metadata, attempts.previous, trace),

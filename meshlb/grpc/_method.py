@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from meshlb.grpc._attempts import Attempts
-from meshlb.grpc._requests import RequestSource, payload_serializer
+from meshlb.grpc._requests import RequestSource
 from meshlb.grpc._sessions import context_and_metadata
 from meshlb.model import NO_CONTEXT
 from meshlb.serving import surroundings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from meshlb.grpc._channel import MeshChannel
     from meshlb.grpc._subchannel import SubChannel
     from meshlb.model import CallContext
+    from meshlb.node import Node
     from meshlb.serving import Surroundings
 
 _making: Final = threading.Lock()
@@ -55,12 +56,12 @@ class Invocation:
         self.compression = compression
 
     def body(self) -> Any:
-        """What an attempt's native call takes: the request, or the request stream from its beginning."""
+        """What an attempt's native call takes: the request, or the (serialised) request stream from its beginning."""
         return self.request if self.source is None else self.source.attempt()
 
-    @property
-    def replayable(self) -> bool:
-        return self.source is None or self.source.replayable
+    def rewind(self) -> bool:
+        """The attempt under way is over. Whether another one can send the same."""
+        return self.source is None or self.source.rewind()
 
     def end(self) -> None:
         """There will be no other attempt."""
@@ -88,19 +89,34 @@ class Method:
         self._channel = channel
         self._cluster = channel.cluster
         self._method = method.decode() if isinstance(method, bytes) else method
-        self._serializer = request_serializer
-        self._payload_serializer = payload_serializer(request_serializer)
+        self.serializer = request_serializer
         self._deserializer = response_deserializer
         # Generated code of grpcio 1.63 and later passes it; older runtimes do not know it.
         self._registered = (True,) if registered else ()
-        self._natives: dict[SubChannel, Any] = {}
-        self._payload_natives: dict[SubChannel, Any] = {}
+        self._natives: dict[Node, tuple[SubChannel, Any]] = {}
+        self._raw_natives: dict[Node, tuple[SubChannel, Any]] = {}
         self._sub_channel = channel.sub_channel
         self._rpc_attempt = channel.mesh.telemetry.rpc_attempt
         self.policy = channel.policies.of(self._method)
         self._limit = channel.cluster.config.timeout
         self._reads_calls = channel.cluster.reads_calls
         self._wants_reports = channel.cluster.wants_reports
+        self._telemetry = channel.mesh.telemetry
+        self.single_threaded = channel.single_threaded and self.kind == "unary_stream"
+        """Whether responses are read on the caller's thread alone, and the end of a call is noticed by that alone."""
+        cluster, retry = channel.cluster, self.policy.retry
+        # Without limits of ours the caller's timeout is the attempt's, and without reports the response is all.
+        self._is_plain = (
+            self._limit is None
+            and (retry is None or retry.per_try_timeout is None)
+            and self.policy.is_plain
+            and cluster.throttling is None
+            and cluster.limiter is None
+            and cluster.stickiness is None
+            and not self._wants_reports
+            and not self.single_threaded
+            and not (self.streams and cluster.config.stream_idle_timeout is not None)
+        )
 
     @property
     def channel(self) -> MeshChannel:
@@ -111,26 +127,31 @@ class Method:
         """``/package.Service/Method``."""
         return self._method
 
-    def native(self, sub: SubChannel) -> Any:
-        """gRPC's own multi-callable on a sub-channel, for messages as the caller gives them."""
-        native = self._natives.get(sub)
-        return self._make(sub, self._natives, self._serializer) if native is None else native
+    def native(self, node: Node) -> Any:
+        """gRPC's own multi-callable on an endpoint's sub-channel, for messages as the caller gives them."""
+        return self._native(node, self._natives, self.serializer)
 
-    def payload_native(self, sub: SubChannel) -> Any:
-        """The same, for Payloads: where an attempt may come after the caller has got his message back."""
-        native = self._payload_natives.get(sub)
-        return self._make(sub, self._payload_natives, self._payload_serializer) if native is None else native
+    def raw_native(self, node: Node) -> Any:
+        """The same, for messages that have been serialised: where an attempt may come after the caller has got his
+        message back."""
+        return self._native(node, self._raw_natives, None)
 
-    def _make(self, sub: SubChannel, natives: dict[SubChannel, Any], serializer: Callable[[Any], bytes] | None) -> Any:
-        with _making:
-            native = natives.get(sub)
-            if native is None:
+    def _native(
+        self,
+        node: Node,
+        natives: dict[Node, tuple[SubChannel, Any]],
+        serializer: Callable[[Any], bytes] | None,
+    ) -> Any:
+        sub = self._sub_channel(node)
+        known = natives.get(node)
+        if known is None or known[0] is not sub:
+            with _making:
+                for gone in [other for other, (of, _) in tuple(natives.items()) if of.closed]:
+                    del natives[gone]
                 factory = getattr(sub.channel, self.kind)
                 native = factory(self._method, serializer, self._deserializer, *self._registered)
-                for gone in [known for known in natives if known.closed]:
-                    del natives[gone]
-                natives[sub] = native
-            return native
+                known = natives[node] = (sub, native)
+        return known[1]
 
     def invocation(
         self,

@@ -1,10 +1,14 @@
-"""Requests that can be sent again: a message serialised once, and a stream that remembers what it has sent."""
+"""A stream of requests that can be sent again: it remembers what it has sent."""
 
 from __future__ import annotations
 
+import logging
 import threading
+from _thread import RLock  # threading.RLock is a Python function that calls this one
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+logger = logging.getLogger("meshlb.grpc")
 
 Serializer = Callable[[Any], bytes]
 
@@ -16,130 +20,184 @@ _OVERHEAD: Final = 64
 """Bytes that remembering a message takes, whatever its size: endless empty messages fill memory too."""
 
 
-class Payload:
-    """A message, serialised when it is first sent. Who changes it afterwards, as gRPC lets him, changes no retry."""
-
-    __slots__ = ("data", "message")
-
-    def __init__(self, message: Any) -> None:
-        self.message = message
-        self.data: bytes | None = None
+def serialized(serializer: Serializer | None, message: Any) -> Any:
+    """The bytes of a message. Who changes it afterwards, as gRPC lets him, changes no retry."""
+    try:
+        return message if serializer is None else serializer(message)
+    except Exception:
+        return refused()
 
 
-def payload_serializer(serializer: Serializer | None) -> Callable[[Payload], bytes]:
-    """A serialiser for Payloads of messages that ``serializer`` takes. What it raises, gRPC handles as its own."""
-
-    def serialize(payload: Payload) -> bytes:
-        # Two attempts' threads may be here at once. The message is dropped after the data is there, and read before.
-        message, data = payload.message, payload.data
-        if data is None:
-            data = message if serializer is None else serializer(message)
-            payload.data = data
-            payload.message = None
-        return data
-
-    return serialize
+def refused() -> Any:
+    """Log that a serialiser has raised. None in place of the bytes makes gRPC end the call as it does then."""
+    logger.exception("a request could not be serialised")
+    return None
 
 
 class RequestSource:
     """The caller's request iterator, shared by the attempts of one call.
 
-    Each attempt's native consumer thread pulls through an iterator of its own. Pulls of the caller's iterator are
-    serialised: an earlier attempt's thread may still be blocked in it, and what it gets there belongs to the current
-    attempt.
+    Each attempt's native consumer thread pulls through a generator of its own, and gets serialised messages. Pulls of
+    the caller's iterator are serialised, too: an earlier attempt's thread may still be blocked in it, and what it gets
+    there belongs to the current attempt.
+
+    Most calls have one attempt, whose thread takes no lock. It says so (``_first_pulls``) and then looks whether it is
+    still wanted (``_first_over``); whoever ends it sets this and then looks at that, so one of the two sees the other.
     """
 
-    def __init__(self, iterator: Iterator[Any], limit: int = REPLAY_LIMIT) -> None:
+    __slots__ = ("_attempt", "_bytes", "_changed", "_dropped", "_ended", "_first_over", "_first_pulls", "_iterator",
+                 "_keeping", "_kept", "_limit", "_lock", "_position", "_pulling", "_serializer")  # fmt: skip
+
+    def __init__(
+        self, iterator: Iterator[Any], serializer: Serializer | None = None, limit: int = REPLAY_LIMIT
+    ) -> None:
         self._iterator = iterator
+        self._serializer = serializer
         self._limit = limit
-        self._changed = threading.Condition()
-        self._kept: list[Payload] = []
-        self._dropped = 0  # how many were forgotten at the front of _kept
-        self._bytes = 0
+        self._kept: list[Any] = []
+        self._bytes = 0  # of all messages pulled, as long as they are kept
         self._keeping = True
-        self._pulling = False
         self._ended: BaseException | None = None
-        self._current: Requests | None = None
+        self._attempt = 0  # the current one's number
+        self._first_pulls = self._first_over = False
+        # For later attempts alone:
+        self._lock = RLock()  # a signal's handler may cancel the call
+        self._changed: threading.Condition | None = None  # once somebody has to wait
+        self._dropped = 0  # how many were forgotten at the front of _kept
+        self._pulling = False
+        self._position = 0  # how many messages the current one has got
 
-    @property
-    def replayable(self) -> bool:
-        """Whether another attempt can send everything from the beginning."""
-        return self._dropped == 0 and self._keeping
-
-    def attempt(self) -> Requests:
+    def attempt(self) -> Iterator[Any]:
         """The requests for a new attempt, from the beginning; the former attempt's end where they are."""
-        with self._changed:
-            self._current = requests = Requests(self)
-            self._changed.notify_all()
-            return requests
+        if not self._attempt:
+            self._attempt = 1
+            return self._first()
+        with self._lock:
+            self._move_on()
+            self._position = 0
+            return self._further(self._attempt)
+
+    def rewind(self) -> bool:
+        """The current attempt is over. Whether another one can send everything from the beginning."""
+        with self._lock:
+            self._move_on()
+            return self._dropped == 0 and self._keeping
 
     def commit(self) -> None:
         """There will be no other attempt: forget what has been sent."""
-        with self._changed:
+        if not self._first_over:
             self._keeping = False
-            if self._current is not None:
-                del self._kept[: self._current.position - self._dropped]
-                self._dropped = self._current.position
+            self._kept.clear()
+            return
+        with self._lock:
+            self._keeping = False
+            del self._kept[: self._position - self._dropped]
+            self._dropped = self._position
 
     def close(self) -> None:
         """The call has ended: let go of whoever waits for a request."""
-        with self._changed:
-            self._current = None
+        if self._attempt == 1:
+            self._first_over = True
             self._keeping = False
             self._kept.clear()
-            self._changed.notify_all()
+            return
+        with self._lock:
+            self._move_on()
+            self._keeping = False
+            self._kept.clear()
 
-    def next(self, requests: Requests) -> Payload:
-        with self._changed:
-            while True:
-                if requests is not self._current:
-                    raise StopIteration
-                at = requests.position - self._dropped
-                if at < len(self._kept):
-                    return self._advance(requests, at)
-                if self._ended is not None:
-                    raise StopIteration if isinstance(self._ended, StopIteration) else self._ended
-                if not self._pulling:
+    def _move_on(self) -> None:
+        self._first_over = True
+        self._attempt += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._changed is not None:
+                self._changed.notify_all()
+
+    # Generators, and in one piece: a message costs no Python call but the caller's own.
+
+    def _first(self) -> Iterator[Any]:
+        """The first attempt's requests."""
+        kept, iterator, serializer = self._kept, self._iterator, self._serializer
+        while True:
+            self._first_pulls = True
+            if self._first_over:
+                break
+            try:
+                message = next(iterator)
+                try:
+                    data = message if serializer is None else serializer(message)
+                except Exception:
+                    data = refused()
+            except BaseException as error:
+                self._ended = error
+                break
+            if self._keeping:
+                # The last message does not count: it may be the only one, and then there would be no retry.
+                if self._bytes > self._limit:
+                    self._keeping = False
+                    if not self._first_over:  # or another attempt may have been promised all of it
+                        kept.clear()
+                self._bytes += _OVERHEAD + (len(data) if type(data) is bytes else 0)
+            if self._keeping or self._first_over:
+                kept.append(data)
+            self._first_pulls = False
+            if self._first_over:
+                break
+            yield data
+        self._first_pulls = False
+        if self._first_over:
+            self._wake()
+        elif self._ended is not None and not isinstance(self._ended, StopIteration):
+            raise self._ended
+
+    def _further(self, attempt: int) -> Iterator[Any]:
+        """A later attempt's requests. The lock is not held when it yields."""
+        lock, kept, iterator, serializer = self._lock, self._kept, self._iterator, self._serializer
+        data: Any
+        while True:
+            with lock:
+                if attempt != self._attempt:
+                    return
+                at = self._position - self._dropped
+                if at < len(kept):
+                    data = kept[at]
+                    self._position += 1
+                    if not self._keeping:
+                        del kept[: at + 1]
+                        self._dropped = self._position
+                elif self._ended is not None:
                     break
-                self._changed.wait()
-            self._pulling = True
-        payload, ended = None, None
-        try:
-            payload = Payload(next(self._iterator))
-        except BaseException as error:
-            ended = error
-        with self._changed:
-            self._pulling = False
-            if payload is not None:
-                self._kept.append(payload)
-            self._ended = ended
-            self._changed.notify_all()
-        return self.next(requests)
+                elif self._pulling or self._first_pulls:
+                    if self._changed is None:
+                        self._changed = threading.Condition(lock)
+                    self._changed.wait()
+                    continue
+                else:
+                    self._pulling = True
+                    at = -1
+            if at < 0:
+                ended = None
+                try:
+                    data = serialized(serializer, next(iterator))
+                except BaseException as error:
+                    ended = error
+                with lock:
+                    self._pulling = False
+                    self._ended = ended
+                    if ended is None:
+                        if self._keeping:
+                            self._keeping = self._bytes <= self._limit
+                            self._bytes += _size(data)
+                        kept.append(data)
+                    self._wake()
+                continue
+            yield data
+        if not isinstance(self._ended, StopIteration):
+            raise self._ended
 
-    def _advance(self, requests: Requests, at: int) -> Payload:
-        payload = self._kept[at]
-        requests.position += 1
-        # What was handed out before this one has been serialised by now, so its size is known.
-        if self._keeping and at == len(self._kept) - 1 and at > 0:
-            self._bytes += len(self._kept[at - 1].data or b"") + _OVERHEAD
-            self._keeping = self._bytes <= self._limit
-        if not self._keeping:
-            del self._kept[: at + 1]
-            self._dropped = requests.position
-        return payload
 
-
-class Requests:
-    """One attempt's pass over a RequestSource."""
-
-    __slots__ = ("_source", "position")
-
-    def __init__(self, source: RequestSource) -> None:
-        self._source = source
-        self.position = 0
-
-    def __iter__(self) -> Requests:
-        return self
-
-    def __next__(self) -> Payload:
-        return self._source.next(self)
+def _size(data: Any) -> int:
+    return _OVERHEAD + (len(data) if type(data) is bytes else 0)

@@ -1,8 +1,7 @@
-"""How the attempts of a call that goes on by itself begin: the first on the caller's thread, without blocking it."""
+"""How the attempts of a driven call begin: the first on the caller's thread, without blocking it."""
 
 from __future__ import annotations
 
-import contextvars
 import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,8 @@ from meshlb.grpc._waiting import LeaseRequest, Pause
 from meshlb.node import NOT_STARTED
 
 if TYPE_CHECKING:
+    from contextvars import Context as Variables
+
     from opentelemetry.context import Context
 
     from meshlb.grpc._channel import MeshChannel
@@ -37,21 +38,19 @@ class Starting(Ending):
     """Gets the leases of a call, now or later, and makes the native calls on them."""
 
     __slots__ = ("_attempts", "_cancelling", "_channel", "_context", "_invocation", "_method", "_parent",
-                 "_stream_deadline", "_verb", "_waiting")  # fmt: skip
+                 "_stream_deadline", "_waiting")  # fmt: skip
 
-    def __init__(self, method: Method, invocation: Invocation, verb: str) -> None:
+    def __init__(self, method: Method, invocation: Invocation, started: float, variables: Variables) -> None:
         super().__init__(method.name)
         channel = method.channel
-        started = channel.cluster.clock()
         self._method = method
         self._channel = channel
         self._invocation = invocation
-        self._verb = verb
         self._attempts = method.attempts(invocation, started=started)
         # The configured timeouts are about when the response starts; a stream may then go on for as long as the
         # caller himself has given it.
         self._stream_deadline = None if invocation.timeout is None else started + invocation.timeout
-        self._context = contextvars.copy_context()  # retries are made on another thread
+        self._context = variables  # retries are made on another thread
         self._parent: Context | None = None
         self._waiting: LeaseRequest | Pause | None = None
         self._cancelling = False
@@ -73,7 +72,15 @@ class Starting(Ending):
     def channel_closed(self) -> None:
         """The channel was closed while the call waited for an attempt."""
 
-    def _begin(self) -> None:
+    def begin(self, lease: Lease | None, failure: BaseException | None) -> None:
+        """Start the call, or go on where the fast path has left it: with a lease, or with the ``failure`` to start an
+        attempt on that.
+
+        Raises what gRPC raises for arguments that are no good, and ValueError if the channel is closed.
+        """
+        if lease is not None:
+            self._start(lease, raising=True, failure=failure)
+            return
         channel, attempts = self._channel, self._attempts
         cluster = channel.cluster
         if channel.closed:
@@ -116,33 +123,36 @@ class Starting(Ending):
             logger.exception("%s: an attempt could not be started", self._method.name)
             self._finish(as_rpc_error(error))
 
-    def _start(self, lease: Lease, *, raising: bool) -> None:
-        """Start an attempt. ``raising``: on the caller's thread, who gets what gRPC raises."""
+    def _start(self, lease: Lease, *, raising: bool, failure: BaseException | None = None) -> None:
+        """Start an attempt, unless it has failed to already. ``raising``: on the caller's thread, who gets what gRPC
+        raises."""
         while True:
             if self._cancelling or self.final is not None:
                 lease.close(NOT_STARTED)
                 self._finish(CallCancelled(CANCELLED_HERE))
                 return
-            resend = self._attempts.made - 1
-            trace = self._channel.mesh.telemetry.rpc_attempt(
-                self._channel.cluster, lease, method=self._method.name, resend=resend, parent=self._parent
-            )
-            if trace is not None:
-                self._parent = trace.parent
-            try:
-                inner, limit = self._invoke(lease, trace)
-            except BaseException as error:
-                failure = error
-            else:
-                self._started(inner, lease, trace, limit)
-                return
+            trace = None
+            if failure is None:
+                resend = self._attempts.made - 1
+                trace = self._channel.mesh.telemetry.rpc_attempt(
+                    self._channel.cluster, lease, method=self._method.name, resend=resend, parent=self._parent
+                )
+                if trace is not None:
+                    self._parent = trace.parent
+                try:
+                    inner, limit = self._invoke(lease, trace)
+                except BaseException as error:
+                    failure = error
+                else:
+                    self._started(inner, lease, trace, limit)
+                    return
             outcome = outcome_of(failure, channel_closed=False)
             if trace is not None:
                 trace.finish(None, outcome)
             if outcome is NOT_STARTED and not self._channel.closed:
                 again = self._attempts.repick(lease)
                 if again is not None:
-                    lease = again
+                    lease, failure = again, None
                     continue
                 failure = as_rpc_error(self._channel.cluster.unavailable(self._attempts.context))
             lease.close(outcome)
@@ -170,8 +180,8 @@ class Starting(Ending):
                 limit = None
         else:
             limit = None
-        native = self._method.payload_native(self._channel.sub_channel(lease.node))
-        inner = getattr(native, self._verb)(
+        native = self._method.raw_native(lease.node)
+        inner = (native if self._method.streams else native.future)(
             invocation.body(),
             timeout,
             attempt_metadata(invocation.metadata, self._attempts.previous, trace),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
-from meshlb.grpc._driver import Driver
+from meshlb.grpc._beginning import Beginning
 from meshlb.grpc._errors import DeadlineExceeded, LocalRpcError
 from meshlb.grpc._future import MeshCall
 from meshlb.grpc._idle import Silence
-from meshlb.grpc._method import Method
-from meshlb.grpc._requests import Payload, RequestSource
 from meshlb.grpc._types import StreamStreamMultiCallable, UnaryStreamMultiCallable
 
 
@@ -22,85 +20,128 @@ class StreamCall(MeshCall):
     Until the first response has been read, a failed attempt can be followed by another one behind the caller's back.
     """
 
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)
-        self._reader: Any = None
-        self._silence: Silence | None = None
+    __slots__ = ()
 
-    def __iter__(self) -> StreamCall:
+    _reader: Any = None
+    """The attempt whose first response the caller has got."""
+
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
         reader = self._reader
         if reader is None:
             return self._first()
-        silence = self._silence
-        if silence is not None:
-            silence.begin()
+        self._awaited = True
         try:
-            response = next(reader)
-        except (StopIteration, grpc.RpcError):
-            self._driver.settle(reader)
-            if silence is not None:
-                silence.over()
-                if isinstance(self._driver.final, DeadlineExceeded):
-                    raise self._driver.final from None
+            return next(reader)
+        except (StopIteration, grpc.RpcError) as error:
+            self._is_over(reader, error)
             raise
-        if silence is not None:
-            silence.end()
-        return response
+        finally:
+            self._awaited = False
+            if self._over and not self._lease.closed:
+                self._settled()
 
-    next = __next__
+    def next(self) -> Any:
+        return self.__next__()
 
     def _first(self) -> Any:
-        driver = self._driver
         while True:
-            inner = driver.current()
-            if isinstance(inner, LocalRpcError):
-                raise inner
+            driver = self._driver
+            if driver is None:
+                inner = self._inner
+            else:
+                inner = driver.current()
+                if isinstance(inner, LocalRpcError):
+                    raise inner
+            self._awaited = True
             try:
                 response = next(inner)
+                if driver is None:
+                    lease = self._lease
+                    lease.node.answered(lease, healthy=True)
+                    # Asked after that: who takes the call over from now on sees by the lease that there was an answer.
+                    driver = self._driver
+                    if driver is None and self._source is not None:
+                        self._source.commit()
+                if driver is None or driver.answered(inner):
+                    self._reader = inner
+                    return response
             except (StopIteration, grpc.RpcError) as error:
-                if driver.settle(inner):
+                if self._is_over(inner, error):
                     raise
                 # Another attempt is on its way. The traceback would keep this object alive by way of this frame, and
                 # so keep the call from being cancelled when the caller drops it.
                 error.__traceback__ = None
-                continue
-            if driver.answered(inner):
-                self._reader = inner
-                idle = driver.channel.cluster.config.stream_idle_timeout
-                if idle is not None:
-                    self._silence = Silence(driver, inner, idle)
-                return response
+            finally:
+                self._awaited = False
+                if self._over and not self._lease.closed:
+                    self._settled()
+
+    def _is_over(self, inner: Any, error: BaseException) -> bool:
+        """Whether the call has ended with the attempt whose stream has ended like this."""
+        if self._driver is None and isinstance(error, StopIteration):
+            self._went_well()
+            if self._driver is None:
+                return True
+        return self._taken_over().settle(inner)
 
 
-class UnaryStream(Method, UnaryStreamMultiCallable):
+class TimedStreamCall(StreamCall):
+    """The same, with a limit to its silence (``ServiceConfig.stream_idle_timeout``)."""
+
+    __slots__ = ()
+
+    _silence: Silence | None = None
+
+    def __next__(self) -> Any:
+        silence = self._silence
+        if silence is None:
+            response = super().__next__()
+            driver = self._taken_over()
+            idle = driver.channel.cluster.config.stream_idle_timeout
+            assert idle is not None
+            self._silence = Silence(driver, self._reader, idle)
+            return response
+        silence.begin()
+        try:
+            response = super().__next__()
+        except (StopIteration, grpc.RpcError):
+            silence.over()
+            final = self._final()
+            if isinstance(final, DeadlineExceeded):
+                raise final from None
+            raise
+        silence.end()
+        return response
+
+
+class Streaming(Beginning):
+    """What both kinds of response streams share."""
+
+    streams = True
+    call_class = StreamCall
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self._cluster.config.stream_idle_timeout is not None:
+            self.call_class = TimedStreamCall
+
+
+class UnaryStream(Streaming, UnaryStreamMultiCallable):
     """One request, a stream of responses."""
 
     kind = "unary_stream"
-    streams = True
 
-    def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        invocation = self.invocation(
-            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return StreamCall(Driver(self, invocation, verb="__call__"))
+    __call__ = Beginning.begin
 
 
-class StreamStream(Method, StreamStreamMultiCallable):
+class StreamStream(Streaming, StreamStreamMultiCallable):
     """A stream of requests, a stream of responses."""
 
     kind = "stream_stream"
-    streams = True
+    request_streams = True
 
     def __call__(
         self,
@@ -111,6 +152,4 @@ class StreamStream(Method, StreamStreamMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        source = RequestSource(request_iterator)
-        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
-        return StreamCall(Driver(self, invocation, verb="__call__"))
+        return self.begin(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)

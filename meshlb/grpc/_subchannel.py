@@ -23,9 +23,14 @@ class SubChannel:
     def __init__(self, channel: grpc.Channel, on_close: Callable[[SubChannel], object] | None = None) -> None:
         self.channel = channel
         self.closed = False
+        """Or about to be, if no call is found to use it."""
         self.on_close = on_close
         self.unreachable = False
         """An attempt to connect has failed, so gRPC may be waiting for its back-off to end."""
+
+    def withhold(self, withheld: bool) -> None:
+        """Keep calls from it that have not begun, while it is looked whether it can be closed."""
+        self.closed = withheld
 
     def close(self) -> None:
         """Cancel its calls and disconnect. gRPC has no grace here: the owner waits until it is idle."""

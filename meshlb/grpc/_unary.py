@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from meshlb.grpc._beginning import Beginning
 from meshlb.grpc._blocking import BlockingMethod
-from meshlb.grpc._driver import Driver
 from meshlb.grpc._future import FutureCall
-from meshlb.grpc._requests import Payload, RequestSource
+from meshlb.grpc._requests import RequestSource
 from meshlb.grpc._sessions import context_and_metadata
 from meshlb.grpc._types import StreamUnaryMultiCallable, UnaryUnaryMultiCallable
 from meshlb.model import NO_CONTEXT
+from meshlb.node import REFUSED
 from meshlb.serving import surroundings
 
+if TYPE_CHECKING:
+    from meshlb.node import Lease
 
-class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
-    """One request, one response."""
 
-    kind = "unary_unary"
+class UnaryResponse(BlockingMethod, Beginning):
+    """What both kinds with a single response share."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._try_start = self._cluster.try_start
-        # Without limits of ours the caller's timeout is the attempt's, and without reports the response is all.
-        retry = self.policy.retry
-        self._is_plain = (
-            self._limit is None
-            and (retry is None or retry.per_try_timeout is None)
-            and self.policy.is_plain
-            and self._cluster.throttling is None
-            and not self._wants_reports
-        )
+    call_class = FutureCall
 
-    def __call__(
+    def call(
         self,
         request: Any,
         timeout: float | None = None,
@@ -44,35 +36,77 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        # The fast path, by hand: everything added to a bare call stands here (and in try_start and close).
-        lease = trace = error = context = None
-        if self._reads_calls:
-            if metadata is not None and type(metadata) is not tuple:
-                metadata = tuple(metadata)  # it may be any iterable, and is read more than once
-            context, metadata = context_and_metadata(self._cluster, self._method, metadata)
-        if self._is_plain and not wait_for_ready and (timeout is None or timeout > 0) and surroundings() is None:
-            lease = self._try_start(context or NO_CONTEXT)
-            if lease is not None:
-                trace = self._rpc_attempt(self._cluster, lease, method=self._method)
-                if trace is None and (metadata is None or type(metadata) is tuple):
-                    try:
-                        sub = self._sub_channel(lease.node)
-                        native = self._natives.get(sub)
-                        if native is None:
-                            native = self.native(sub)
-                        response = native(request, timeout, metadata, credentials, None, compression)
-                    except BaseException as failure:
-                        error = failure
-                    else:
-                        lease.close()
+        """Make a blocking call; ``request`` is an iterator if ``request_streams``."""
+        source = RequestSource(request, self.serializer) if self.request_streams else None
+        lease = None
+        if (
+            self._is_plain
+            and not wait_for_ready
+            and (timeout is None or timeout > 0)
+            and (metadata is None or type(metadata) is tuple)
+            and surroundings() is None
+        ):
+            # The fast path: everything added to a bare call that goes well stands here, in pick, and in Node.run.
+            cluster, telemetry = self._cluster, self._telemetry
+            context, sent = NO_CONTEXT, metadata
+            if self._reads_calls:
+                context, sent = context_and_metadata(cluster, self._method, metadata)
+            started = cluster.clock()
+            if started < telemetry.quiet_until and not telemetry.current():
+                view = cluster.view
+                node = view.picker.pick(context)
+                natives = self._natives if source is None else self._raw_natives
+                if node is not None and (known := natives.get(node)) is not None:
+                    sub, native = known
+                    failed, body = self._failed, request
+                    if source is not None:
+                        failed, body = partial(failed, source=source), source.attempt()
+                    response = node.run(
+                        started, sub, failed, native, body, timeout, sent, credentials, None, compression
+                    )
+                    if response is not REFUSED:
+                        budget = cluster.budget
+                        if budget is not None:
+                            if started < budget.until:
+                                budget.note()
+                            else:
+                                budget.deposit(started)
                         return response
+                lease = cluster.try_start_on(node, view, context)
+        invocation = self.invocation(request, source, timeout, metadata, credentials, wait_for_ready, compression)
+        return self.run(invocation, with_call=False, lease=lease)
+
+    def _failed(
+        self,
+        lease: Lease,
+        error: BaseException,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        compression: Any,
+        *,
+        source: RequestSource | None = None,
+    ) -> Any:
+        """Go on where the fast path's attempt has failed."""
+        if self._cluster.budget is not None:
+            self._cluster.budget.deposit(lease.started)
         try:
-            invocation = self.invocation(
-                request, None, timeout, metadata, credentials, wait_for_ready, compression, context
-            )
-            return self.run(invocation, with_call=False, lease=lease, trace=trace, error=error)
+            invocation = self.invocation(request, source, timeout, metadata, credentials, wait_for_ready, compression)
+            return self.run(invocation, with_call=False, lease=lease, error=error)
         finally:
-            error = None  # or it would hold this frame, which holds it
+            del error  # or it would hold this frame, which holds it
+
+
+class UnaryUnary(UnaryResponse, UnaryUnaryMultiCallable):
+    """One request, one response."""
+
+    kind = "unary_unary"
+
+    __call__ = UnaryResponse.call
+
+    future = Beginning.begin
 
     def with_call(
         self,
@@ -87,25 +121,12 @@ class UnaryUnary(BlockingMethod, UnaryUnaryMultiCallable):
         response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
         return response
 
-    def future(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        invocation = self.invocation(
-            Payload(request), None, timeout, metadata, credentials, wait_for_ready, compression
-        )
-        return FutureCall(Driver(self, invocation, verb="future"))
 
-
-class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
+class StreamUnary(UnaryResponse, StreamUnaryMultiCallable):
     """A stream of requests, one response."""
 
     kind = "stream_unary"
+    request_streams = True
 
     def __call__(
         self,
@@ -116,9 +137,7 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        source = RequestSource(request_iterator)
-        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
-        return self.run(invocation, with_call=False)
+        return self.call(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
 
     def with_call(
         self,
@@ -129,7 +148,7 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> tuple[Any, grpc.Call]:
-        source = RequestSource(request_iterator)
+        source = RequestSource(request_iterator, self.serializer)
         invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
         response: tuple[Any, grpc.Call] = self.run(invocation, with_call=True)
         return response
@@ -143,6 +162,4 @@ class StreamUnary(BlockingMethod, StreamUnaryMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        source = RequestSource(request_iterator)
-        invocation = self.invocation(None, source, timeout, metadata, credentials, wait_for_ready, compression)
-        return FutureCall(Driver(self, invocation, verb="future"))
+        return self.begin(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)

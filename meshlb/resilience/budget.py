@@ -55,8 +55,8 @@ class TokenBudget:
     within the window is the difference of two such numbers.
     """
 
-    __slots__ = ("_clock", "_deposit", "_lock", "_marks", "_note", "_read", "_reserve", "_slice", "_span", "_until",
-                 "_withdraw", "_withdrawn")  # fmt: skip
+    __slots__ = ("_clock", "_deposit", "_lock", "_marks", "_read", "_reserve", "_slice", "_span", "_withdraw",
+                 "_withdrawn", "note", "until")  # fmt: skip
 
     def __init__(self, options: RetryBudget, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -68,11 +68,13 @@ class TokenBudget:
             self._deposit, self._withdraw = 0, 1
         self._reserve = int(options.min_per_second * options.ttl * self._withdraw)
         self._span = options.ttl / _SLICES
-        self._note = count().__next__
+        self.note = count().__next__
+        """Notes one call that began before ``until``; ``deposit`` for those who are in a hurry."""
         self._read = 0
         """How many of the numbers were drawn only to see how far the count is."""
         self._slice = int(clock() / self._span)
-        self._until = (self._slice + 1) * self._span
+        self.until = (self._slice + 1) * self._span
+        """When the window moves on."""
         self._marks = [0] * _SLICES
         """Deposits ever made when each slice of the window began."""
         self._withdrawn = [0] * _SLICES
@@ -80,10 +82,10 @@ class TokenBudget:
 
     def deposit(self, now: float) -> None:
         """Note one call (not an attempt: retries never deposit) that began ``now``, by the clock of this account."""
-        if now >= self._until:
+        if now >= self.until:
             with self._lock:
                 self._move(now)
-        self._note()
+        self.note()
 
     def try_withdraw(self) -> bool:
         """Pay for one retry; False, and nothing happens, if the account does not cover it."""
@@ -118,7 +120,7 @@ class TokenBudget:
 
     def _deposits(self) -> int:
         """Deposits ever made."""
-        made = self._note() - self._read
+        made = self.note() - self._read
         self._read += 1
         return made
 
@@ -131,4 +133,4 @@ class TokenBudget:
             self._marks[(index - step) % _SLICES] = made
             self._withdrawn[(index - step) % _SLICES] = 0
         self._slice = index
-        self._until = (index + 1) * self._span
+        self.until = (index + 1) * self._span

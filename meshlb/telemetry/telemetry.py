@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshlb.telemetry import names
 from meshlb.telemetry.operations import HttpOperation, RpcOperation
@@ -45,7 +46,7 @@ class Telemetry:
     ``tracer_provider``, ``meter_provider``: None means the global ones, also those that are set later.
     ``endpoint_metrics``: whether each endpoint has series of its own (else only services have).
 
-    **Without an SDK** an attempt costs two comparisons and a look at the context variable. Asking the API for the
+    **Without an SDK** an attempt costs a comparison and a look at the context variable. Asking the API for the
     global providers at each attempt would cost more than a pick (0.8 us for each of two: it reads the environment),
     and a no-op span costs 0.4 us plus its attributes. So they are asked for at most every tenth of a second, by the
     time that the lease has noted anyway, until they are there. What they hand out is judged by where its class comes
@@ -74,7 +75,10 @@ class Telemetry:
         self._records = False
         self._listens = False
         self._look_at = -inf
-        self._current: Callable[[], Context]  # from the first look on, which precedes their first use
+        self.quiet_until = -inf
+        """Until when, by the clusters' clock, nobody listens. Then only a context of the program's own, if ``current``
+        has one, is to be passed on."""
+        self.current: Callable[[], Context]  # from the first look on, which precedes their first use
         self._trace: type[AttemptTrace]
         self._http: dict[tuple[Cluster, str, str, int | None], HttpOperation] = {}
         self._rpc: dict[tuple[Cluster, str], RpcOperation] = {}
@@ -126,10 +130,12 @@ class Telemetry:
         default. ``resend``: 0 for a first attempt. ``parent``: the context of the call where it is not the current
         one, as ``AttemptTrace.parent`` of the first attempt has it.
         """
+        if lease.started < self.quiet_until and parent is None and not self.current():
+            return None
         if lease.started >= self._look_at:
             self._look(lease.started)
         if parent is None:
-            parent = self._current()
+            parent = self.current()
         if not self._listens or names.SUPPRESS_INSTRUMENTATION in parent:
             return self._trace(cluster, lease, None, parent, None) if parent else None
         try:
@@ -156,10 +162,12 @@ class Telemetry:
 
         ``method``: "/package.Service/Method". The rest as in ``http_attempt``.
         """
+        if lease.started < self.quiet_until and parent is None and not self.current():
+            return None
         if lease.started >= self._look_at:
             self._look(lease.started)
         if parent is None:
-            parent = self._current()
+            parent = self.current()
         if not self._listens or names.SUPPRESS_INSTRUMENTATION in parent:
             return self._trace(cluster, lease, None, parent, None) if parent else None
         try:
@@ -186,7 +194,7 @@ class Telemetry:
 
         from meshlb.telemetry.attempts import AttemptTrace
 
-        self._current = context.get_current
+        self.current = _reader_of(context)
         self._trace = AttemptTrace
         self._look_at = inf
         for find in self._find_tracer, self._find_meter:
@@ -196,6 +204,7 @@ class Telemetry:
             except Exception:  # if the other one is found, this is the only time that it is said
                 logger.exception("a tracer or meter provider failed: its spans or metrics will be missing")
         self._listens = self._tracer is not None or self._records
+        self.quiet_until = -inf if self._listens else self._look_at
 
     def _find_tracer(self) -> bool:
         """Get a tracer that does something. True if there is none, but may be later."""
@@ -222,6 +231,14 @@ class Telemetry:
             return self._meter_provider is None
         self._records = not _is_of_the_api(provider.get_meter(names.SCOPE, library_version(), names.SCHEMA_URL))
         return False
+
+
+def _reader_of(context: Any) -> Callable[[], Context]:
+    """``context.get_current``, or what lies two Python calls below it: the reading of a context variable, which is all
+    that is left of telemetry on the path of a call while nobody listens."""
+    variable = getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    reader: Callable[[], Context] = variable.get if isinstance(variable, ContextVar) else context.get_current
+    return reader
 
 
 def _is_of_the_api(thing: object) -> bool:

@@ -48,6 +48,9 @@ class Owner:
         assert not node.lock.locked()
         self.told.append("closed")
 
+    def ejections_doubted(self) -> None:
+        self.told.append("ejections doubted")
+
     def node_drained(self, node: Node) -> None:
         assert not node.lock.locked()
         self.told.append("drained")
@@ -62,7 +65,7 @@ class Bench:
     def __init__(self, breaker: Breaker | None = Breaker(jitter=0), endpoints: int = 4) -> None:  # noqa: B008  # frozen
         self.clock = FakeClock()
         self.owner = Owner()
-        self.cap = EjectionCap(50)
+        self.cap = EjectionCap(50, 0.5)
         self.cap.resize(endpoints)
         self.node = Node(
             endpoint(0),

@@ -129,6 +129,27 @@ def test_a_call_that_begins_while_an_idle_one_is_being_closed_keeps_it() -> None
     mesh.close()
 
 
+def test_who_keeps_a_resource_is_told_before_it_is_looked_whether_a_call_uses_it() -> None:
+    mesh, cluster = make_cluster(2, idle_timeout=100)
+    busy, idle = cluster.nodes
+    told: list[tuple[str, bool, int]] = []
+
+    def withhold(resource: str, withheld: bool) -> None:
+        told.append((resource, withheld, len(resources)))
+
+    resources = EndpointResources(
+        cluster, lambda node: node.endpoint.id, lambda resource: told.append((resource, True, -1)), withhold=withhold
+    )
+    for node in (busy, idle):
+        resources.get(node)
+    lease = busy.begin()
+    assert lease is not None
+    resources.close_idle()
+    assert told == [("i0", True, 1), ("i0", False, 1), ("i1", True, 1), ("i1", True, -1)]
+    lease.close()
+    mesh.close()
+
+
 def test_the_shortest_idle_timeout_does_not_spin() -> None:
     mesh, cluster, made = make(1, idle_timeout=1e-6)
     lease = cluster.start()

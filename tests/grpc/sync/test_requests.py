@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlb.grpc._requests import Payload, RequestSource, payload_serializer
-
-serialize = payload_serializer(lambda message: str(message).encode())
+from meshlb.grpc._requests import RequestSource, serialized
 
 
-def read(requests: Iterator[Payload], count: int | None = None) -> list[bytes]:
+def source_of(messages: Iterator[object], **options: int) -> RequestSource:
+    return RequestSource(messages, lambda message: str(message).encode(), **options)
+
+
+def read(requests: Iterator[bytes], count: int | None = None) -> list[bytes]:
     read: list[bytes] = []
-    for payload in requests:
-        read.append(serialize(payload))
+    for data in requests:
+        read.append(data)
         if len(read) == count:
             break
     return read
@@ -25,11 +27,11 @@ def read(requests: Iterator[Payload], count: int | None = None) -> list[bytes]:
 
 @given(total=st.integers(0, 20), reads=st.lists(st.integers(0, 25), max_size=5))
 def test_every_attempt_sees_everything(total: int, reads: list[int]) -> None:
-    source = RequestSource(iter(range(total)))
+    source = source_of(iter(range(total)))
     expected = [str(number).encode() for number in range(total)]
     for count in reads:
         assert read(source.attempt(), count or None)[: count or None] == expected[: count or None]
-        assert source.replayable
+        assert source.rewind()
     assert read(source.attempt()) == expected
 
 
@@ -39,34 +41,33 @@ def test_every_attempt_sees_everything(total: int, reads: list[int]) -> None:
     commit_at=st.integers(0, 25),
 )
 def test_the_current_attempt_sees_everything_whatever_is_forgotten(total: int, limit: int, commit_at: int) -> None:
-    source = RequestSource(iter(range(total)), limit)
+    source = source_of(iter(range(total)), limit=limit)
     read(source.attempt(), 2)
-    if not source.replayable:
+    if not source.rewind():
         return  # then there is no other attempt
     requests = source.attempt()
     got = read(requests, commit_at) if commit_at else []
     source.commit()
-    assert not source.replayable
     got += read(requests)
     assert got == [str(number).encode() for number in range(total)]
     assert source._kept == []
+    assert not source.rewind()
 
 
 def test_beyond_the_limit_nothing_is_kept() -> None:
-    source = RequestSource(iter(["x" * 100] * 100), limit=1000)
+    source = source_of(iter(["x" * 100] * 100), limit=1000)
     requests = source.attempt()
     for count in range(1, 101):
-        serialize(next(requests))
-        assert source.replayable == (count <= 7)  # 100 bytes and 64 for remembering each, without the last one
+        next(requests)
+        assert source._keeping == (count <= 7)  # 100 bytes and 64 for remembering each, without the last one
         assert len(source._kept) <= 7
 
 
 def test_endless_empty_messages_are_not_kept_either() -> None:
-    source = RequestSource(iter([""] * 100_000))
+    source = source_of(iter([""] * 100_000))
     requests = source.attempt()
-    for payload in requests:
-        serialize(payload)
-    assert not source.replayable
+    assert sum(1 for _ in requests) == 100_000
+    assert not source.rewind()
 
 
 def test_an_earlier_attempt_ends_and_its_pull_is_not_lost() -> None:
@@ -78,13 +79,13 @@ def test_an_earlier_attempt_ends_and_its_pull_is_not_lost() -> None:
         assert proceed.wait(10)
         yield "b"
 
-    source = RequestSource(slow())
+    source = source_of(slow())
     first, got = source.attempt(), []
     thread = threading.Thread(target=lambda: got.extend(read(first)))
     thread.start()
     assert pulling.wait(10)
     second = source.attempt()
-    assert serialize(next(second)) == b"a"
+    assert next(second) == b"a"
     waiting, late = threading.Event(), []
 
     def read_on() -> None:
@@ -108,7 +109,7 @@ def test_close_releases_who_waits() -> None:
         assert proceed.wait(10)
         yield "a"
 
-    source = RequestSource(slow())
+    source = source_of(slow())
     first = source.attempt()
     thread = threading.Thread(target=lambda: read(first))
     thread.start()
@@ -129,19 +130,90 @@ def test_the_callers_error_reaches_every_attempt() -> None:
         yield "a"
         raise KeyError("no")
 
-    source = RequestSource(broken())
+    source = source_of(broken())
     for _ in range(2):
         requests = source.attempt()
-        assert serialize(next(requests)) == b"a"
+        assert next(requests) == b"a"
         with pytest.raises(KeyError):
             next(requests)
 
 
-def test_a_payload_is_serialised_once() -> None:
+def test_what_cannot_be_serialised_is_none_and_the_stream_goes_on() -> None:
+    def picky(message: str) -> bytes:
+        if message == "bad":
+            raise ValueError
+        return message.encode()
+
+    source = RequestSource(iter(["a", "bad", "b"]), picky)
+    assert list(source.attempt()) == [b"a", None, b"b"]
+    assert list(source.attempt()) == [b"a", None, b"b"]
+    assert serialized(picky, "bad") is None
+    assert serialized(None, b"raw") == b"raw"
+    assert list(RequestSource(iter([b"raw"])).attempt()) == [b"raw"]
+
+
+def test_a_message_is_serialised_once() -> None:
     calls: list[str] = []
-    serialize = payload_serializer(lambda message: calls.append(message) or b"data")
-    payload = Payload("m")
-    assert [serialize(payload), serialize(payload)] == [b"data", b"data"]
-    assert calls == ["m"]
-    assert payload.message is None
-    assert payload_serializer(None)(Payload(b"raw")) == b"raw"
+
+    def serialize(message: str) -> bytes:
+        calls.append(message)
+        return message.encode()
+
+    source = RequestSource(iter("ab"), serialize)
+    for _ in range(3):
+        assert list(source.attempt()) == [b"a", b"b"]
+    assert calls == ["a", "b"]
+
+
+def test_what_is_no_iterator_fails_as_with_grpc() -> None:
+    for wrong in ([b"a"], 7, None):
+        with pytest.raises(TypeError):
+            next(RequestSource(wrong).attempt())  # type: ignore[arg-type]
+
+
+def test_a_message_pulled_while_the_attempt_ends_is_not_lost_to_the_limit() -> None:
+    """What the last pull of a dead attempt brings may be beyond the limit when it was decided to send all again."""
+    proceed, pulling = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[str]:
+        yield "a" * 900
+        yield "b" * 900
+        pulling.set()
+        assert proceed.wait(10)
+        yield "c"
+        yield "d"
+
+    source = source_of(slow(), limit=1000)
+    first = source.attempt()
+    thread = threading.Thread(target=lambda: read(first))
+    thread.start()
+    assert pulling.wait(10)
+    assert source.rewind()
+    proceed.set()
+    thread.join(10)
+    second = source.attempt()
+    assert [data[:1] for data in read(second)] == [b"a", b"b", b"c", b"d"]
+    assert not source.rewind()
+    assert source._kept == []
+
+
+def test_attempts_racing_for_the_messages() -> None:
+    """Threads of several attempts at once: the last one gets everything, once and in order."""
+    for _ in range(30):
+        source = source_of(iter(range(300)))
+        passes: list[list[bytes]] = []
+        threads = []
+        for number in range(4):
+            requests, got = source.attempt(), []
+            passes.append(got)
+            thread = threading.Thread(target=lambda requests=requests, got=got: got.extend(read(requests)))
+            thread.start()
+            threads.append(thread)
+            while number < 3 and source._position < 20 * number and thread.is_alive():
+                pass
+        for thread in threads:
+            thread.join(10)
+        everything = [str(number).encode() for number in range(300)]
+        assert passes[-1] == everything
+        for got in passes[:-1]:
+            assert got == everything[: len(got)]
