@@ -14,9 +14,9 @@ this package imports neither grpc nor httpx.
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meshlb._lazy import lazily
 from meshlb.balancing import Policy, register_policy
 from meshlb.cluster import Cluster
 from meshlb.config import ServiceConfig
@@ -37,18 +37,8 @@ from meshlb.errors import (
 from meshlb.mesh import Mesh
 from meshlb.model import CallContext, Endpoint, Outcome, OutcomeKind, Sent, Status
 from meshlb.node import Lease
-from meshlb.resilience import AdaptiveThrottling, Breaker, Hedge, Retry, RetryBudget
+from meshlb.resilience import Breaker, Hedge, Retry, RetryBudget
 from meshlb.serving import deadline
-from meshlb.topology import (
-    DeterministicAperture,
-    Failover,
-    NearestByDistance,
-    NearestByRegion,
-    NearestByRTT,
-    RendezvousSubset,
-    SlowStart,
-    Zones,
-)
 
 if TYPE_CHECKING:
     from meshlb.affinity import Cookie, ForwardedFor, Header, PathSegment, QueryParameter, hash_key
@@ -65,8 +55,18 @@ if TYPE_CHECKING:
         WeightedRoundRobin,
     )
     from meshlb.health import CheckTLS, FunctionCheck, GrpcCheck, HttpCheck, TcpCheck
-    from meshlb.resilience import Gradient2, Limits, OutlierDetection, StateChange
+    from meshlb.resilience import AdaptiveThrottling, Gradient2, Limits, OutlierDetection, StateChange
     from meshlb.sessions import StickyCookie, StickyKey
+    from meshlb.topology import (
+        DeterministicAperture,
+        Failover,
+        NearestByDistance,
+        NearestByRegion,
+        NearestByRTT,
+        RendezvousSubset,
+        SlowStart,
+        Zones,
+    )
 
 _LATER = {
     **dict.fromkeys(
@@ -95,7 +95,22 @@ _LATER = {
         ),
         "meshlb.balancing",
     ),
-    **dict.fromkeys(("Gradient2", "Limits", "OutlierDetection", "StateChange"), "meshlb.resilience"),
+    **dict.fromkeys(
+        ("AdaptiveThrottling", "Gradient2", "Limits", "OutlierDetection", "StateChange"), "meshlb.resilience"
+    ),
+    **dict.fromkeys(
+        (
+            "DeterministicAperture",
+            "Failover",
+            "NearestByDistance",
+            "NearestByRTT",
+            "NearestByRegion",
+            "RendezvousSubset",
+            "SlowStart",
+            "Zones",
+        ),
+        "meshlb.topology",
+    ),
     **dict.fromkeys(("StickyCookie", "StickyKey"), "meshlb.sessions"),
     **dict.fromkeys(("CheckTLS", "FunctionCheck", "GrpcCheck", "HttpCheck", "TcpCheck"), "meshlb.health"),
 }
@@ -173,10 +188,7 @@ __all__ = [
 logging.getLogger("meshlb").addHandler(logging.NullHandler())
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+__getattr__ = lazily(__name__, _LATER)
 
 
 def __dir__() -> list[str]:

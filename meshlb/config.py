@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from meshlb import health, resilience, topology  # options that are off are not imported
 from meshlb._validate import header_name, number, seconds
 from meshlb.affinity import KeySource, checked_sources
 from meshlb.balancing import resolve_policy
 from meshlb.errors import ConfigError
-from meshlb.health.options import HealthCheck
-from meshlb.resilience import AdaptiveThrottling, Breaker, Limits, OutlierDetection, Retry
+from meshlb.resilience import Breaker, Retry
 from meshlb.sessions import Sticky, StickyCookie, StickyKey
-from meshlb.topology import DeterministicAperture, Failover, RendezvousSubset, SlowStart, Zones
 
 if TYPE_CHECKING:
     from meshlb.balancing import Policy
+    from meshlb.health import HealthCheck
+    from meshlb.resilience import AdaptiveThrottling, Limits, OutlierDetection
     from meshlb.resilience.service_config import GrpcServiceConfig
+    from meshlb.topology import DeterministicAperture, Failover, RendezvousSubset, SlowStart, Zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class ServiceConfig:
     * ``idle_timeout``: seconds without a call after which an endpoint's connections are dropped; they are made again
       when needed (300: well above keep-alive times, so it only matters for large, rarely used sets).
     * ``panic_threshold``: share of endpoints, below which the judgement is doubted and all but those in maintenance
-      are used (0.5: Envoy's default; 0 switches it off).
+      are used (0.5: Envoy's default; 0 switches it off). When ``max_ejection_percent`` are out and less than this share
+      of the others is good, those that are out are probed at once, and no more follow: it is hardly their fault.
     * ``max_ejection_percent``: how many percent of the endpoints breakers may hold out at once, at least one (50:
       more would reach the panic threshold, which puts them all back).
     * ``slow_start``: how the share of an endpoint grows that has just come, or come back (None: it is full at once, as
@@ -106,11 +109,11 @@ class ServiceConfig:
             raise ConfigError(f"ServiceConfig.retry: {self.retry!r} is not a Retry (or None)")
         if self.breaker is not None and not isinstance(self.breaker, Breaker):
             raise ConfigError(f"ServiceConfig.breaker: {self.breaker!r} is not a Breaker (or None)")
-        if self.outlier is not None and not isinstance(self.outlier, OutlierDetection):
+        if self.outlier is not None and not isinstance(self.outlier, resilience.OutlierDetection):
             raise ConfigError(f"ServiceConfig.outlier: {self.outlier!r} is not an OutlierDetection (or None)")
-        if self.limits is not None and not isinstance(self.limits, Limits):
+        if self.limits is not None and not isinstance(self.limits, resilience.Limits):
             raise ConfigError(f"ServiceConfig.limits: {self.limits!r} is not a Limits (or None)")
-        if self.throttling is not None and not isinstance(self.throttling, AdaptiveThrottling):
+        if self.throttling is not None and not isinstance(self.throttling, resilience.AdaptiveThrottling):
             raise ConfigError(f"ServiceConfig.throttling: {self.throttling!r} is not an AdaptiveThrottling (or None)")
         if self.service_config is not None:
             from meshlb.resilience.service_config import checked_service_config  # with json, for the few who use it
@@ -126,21 +129,23 @@ class ServiceConfig:
         seconds("ServiceConfig.idle_timeout", self.idle_timeout)
         number("ServiceConfig.panic_threshold", self.panic_threshold, least=0, most=1)
         number("ServiceConfig.max_ejection_percent", self.max_ejection_percent, least=0, most=100)
-        if self.slow_start is not None and not isinstance(self.slow_start, SlowStart):
+        if self.slow_start is not None and not isinstance(self.slow_start, topology.SlowStart):
             raise ConfigError(f"ServiceConfig.slow_start: {self.slow_start!r} is not a SlowStart (or None)")
-        if self.subset is not None and not isinstance(self.subset, RendezvousSubset | DeterministicAperture):
+        if self.subset is not None and not isinstance(
+            self.subset, topology.RendezvousSubset | topology.DeterministicAperture
+        ):
             kinds = "RendezvousSubset or DeterministicAperture (or None)"
             raise ConfigError(f"ServiceConfig.subset: {self.subset!r} is not a {kinds}")
         if self.health_check is not None and not (
-            isinstance(self.health_check, HealthCheck) and type(self.health_check) is not HealthCheck
+            isinstance(self.health_check, health.HealthCheck) and type(self.health_check) is not health.HealthCheck
         ):
             raise ConfigError(
                 f"ServiceConfig.health_check: {self.health_check!r} is not an HttpCheck, TcpCheck, GrpcCheck or "
                 "FunctionCheck (or None)"
             )
-        if self.failover is not None and not isinstance(self.failover, Failover):
+        if self.failover is not None and not isinstance(self.failover, topology.Failover):
             raise ConfigError(f"ServiceConfig.failover: {self.failover!r} is not a Failover (or None)")
-        if self.zones is not None and not isinstance(self.zones, Zones):
+        if self.zones is not None and not isinstance(self.zones, topology.Zones):
             raise ConfigError(f"ServiceConfig.zones: {self.zones!r} is not a Zones (or None)")
         object.__setattr__(self, "hash_on", checked_sources("ServiceConfig.hash_on", self.hash_on))
         if self.sticky is not None and not isinstance(self.sticky, StickyCookie | StickyKey):

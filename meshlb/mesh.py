@@ -21,7 +21,6 @@ from meshlb.resilience import StallMonitor
 from meshlb.sources import Source, Sources
 from meshlb.telemetry import Telemetry
 from meshlb.waiting import Signal
-from meshlb.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +66,8 @@ class Mesh:
     ) -> None:
         self.discovery: Discovery = _default_discovery() if discovery is None else _require_discovery(discovery)
         self._sources = Sources(self.discovery)
+        from meshlb.whereabouts import Whereabouts  # with the options of places, which take milliseconds
+
         self._whereabouts = Whereabouts()
         self._directory = Directory(self.discovery, defaults, services, consul_domain)
         self.clock = clock

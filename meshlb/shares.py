@@ -7,7 +7,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from meshlb.topology import Standing, judge
-from meshlb.topology.slow_start import Ramp, Ramps
 
 if TYPE_CHECKING:
     from meshlb.balancing import Policy
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from meshlb.model import Endpoint
     from meshlb.node import Node
     from meshlb.topology import Eligibility
+    from meshlb.topology.slow_start import Ramp, Ramps
     from meshlb.topology.subsetting import Subsetting
     from meshlb.topology.tiers import Topology
 
@@ -28,7 +28,11 @@ class Shares:
     __slots__ = ("_affected", "_fractions", "_left", "_ramps", "_steps", "_subsetting")
 
     def __init__(self, config: ServiceConfig, random: Random) -> None:
-        self._ramps: Ramps[Node] | None = None if config.slow_start is None else Ramps(config.slow_start)
+        self._ramps: Ramps[Node] | None = None
+        if config.slow_start is not None:
+            from meshlb.topology.slow_start import Ramps  # as below: most services have neither
+
+            self._ramps = Ramps(config.slow_start)
         self._steps = getattr(config.policy, "ramps_by_weight", False)
         self._subsetting: Subsetting[Node] | None = None
         if config.subset is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meshlb._lazy import lazily
 from meshlb.balancing.base import Candidate, Picker, Policy, PolicyEnvironment
 from meshlb.balancing.ewma import PeakEwma
 from meshlb.balancing.registry import PolicyFactory, policy_names, register_policy, resolve_policy
@@ -61,11 +61,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # A program uses one or two of them.
-    if name not in _POLICIES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_POLICIES[name]), name)
+__getattr__ = lazily(__name__, _POLICIES)
 
 
 def __dir__() -> list[str]:

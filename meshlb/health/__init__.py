@@ -5,9 +5,14 @@ The options are here; what makes the checks is imported by the control loop when
 
 from __future__ import annotations
 
-from meshlb.health.checks import FunctionCheck, GrpcCheck, HttpCheck, TcpCheck
-from meshlb.health.options import CheckTLS, HealthCheck
-from meshlb.health.state import CheckResult, Health, HealthState
+from typing import TYPE_CHECKING
+
+from meshlb._lazy import lazily
+
+if TYPE_CHECKING:
+    from meshlb.health.checks import FunctionCheck, GrpcCheck, HttpCheck, TcpCheck
+    from meshlb.health.options import CheckTLS, HealthCheck
+    from meshlb.health.state import CheckResult, Health, HealthState
 
 __all__ = [
     "CheckResult",
@@ -20,3 +25,16 @@ __all__ = [
     "HttpCheck",
     "TcpCheck",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("FunctionCheck", "GrpcCheck", "HttpCheck", "TcpCheck"), "meshlb.health.checks"),
+        **dict.fromkeys(("CheckTLS", "HealthCheck"), "meshlb.health.options"),
+        **dict.fromkeys(("CheckResult", "Health", "HealthState"), "meshlb.health.state"),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

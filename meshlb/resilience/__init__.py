@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from meshlb._lazy import lazily
 from meshlb.resilience.breaker import BreakerState, CircuitBreaker, Verdict
 from meshlb.resilience.breaker_options import Breaker, StateChange, StateListener
 from meshlb.resilience.budget import RetryBudget, TokenBudget
 from meshlb.resilience.ejection import EjectionCap
-from meshlb.resilience.gradient import Gradient2, GradientLimit
 from meshlb.resilience.hedge import Hedge
-from meshlb.resilience.limits import ConcurrencyLimiter, EndpointLimit, Limits
-from meshlb.resilience.outlier import OutlierDetection, OutlierDetector
 from meshlb.resilience.retry import Backoff, Retry
 from meshlb.resilience.stall import Pulse, StallMonitor
-from meshlb.resilience.throttle import AdaptiveThrottle, AdaptiveThrottling, RetryThrottle, RetryThrottling
+
+if TYPE_CHECKING:
+    from meshlb.resilience.gradient import Gradient2, GradientLimit
+    from meshlb.resilience.limits import ConcurrencyLimiter, EndpointLimit, Limits
+    from meshlb.resilience.outlier import OutlierDetection, OutlierDetector
+    from meshlb.resilience.throttle import AdaptiveThrottle, AdaptiveThrottling, RetryThrottle, RetryThrottling
 
 __all__ = [
     "AdaptiveThrottle",
@@ -41,3 +46,19 @@ __all__ = [
     "TokenBudget",
     "Verdict",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("Gradient2", "GradientLimit"), "meshlb.resilience.gradient"),
+        **dict.fromkeys(("ConcurrencyLimiter", "EndpointLimit", "Limits"), "meshlb.resilience.limits"),
+        **dict.fromkeys(("OutlierDetection", "OutlierDetector"), "meshlb.resilience.outlier"),
+        **dict.fromkeys(
+            ("AdaptiveThrottle", "AdaptiveThrottling", "RetryThrottle", "RetryThrottling"), "meshlb.resilience.throttle"
+        ),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__
