@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.process_life.programs import DUMP
 from tests.support.backends import Backend, grpc_backends, http_backends
 from tests.support.processes import REPO, ManagedProcess
 from tests.support.wait import eventually
@@ -92,11 +94,25 @@ def running(command: list[str], environment: Mapping[str, str], log: Path, *, en
     try:
         yield program
         process.popen.terminate()
-        assert process.popen.wait(PATIENCE) in ends_with, program.log
+        try:
+            status = process.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it goes on after SIGTERM\n{stacks(program)}")
+        assert status in ends_with, program.log
         assert "Traceback" not in program.log, program.log
         eventually(lambda: not members(process.pid), 20, message=lambda: f"{members(process.pid)} {program.log}")
     finally:
         process.kill()
+
+
+def stacks(program: Program) -> str:
+    """The program's log, with what each thread of its processes is at; those that cannot say it end."""
+    group = members(program.process.pid)
+    program.process.send(DUMP)
+    with contextlib.suppress(AssertionError):
+        # A process says it all, with one line for each of its threads, or it is gone.
+        eventually(lambda: program.log.count("(most recent call first)") >= len(members(program.process.pid)), 5)
+    return f"{group}\n{program.log}"
 
 
 def members(group: int) -> list[int]:

@@ -6,6 +6,7 @@ The instances are in the environment: ORDERS (HTTP) and ECHO (gRPC), as host:por
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 
 import httpx
@@ -17,6 +18,9 @@ from meshlb._proto.echo_pb2 import EchoRequest
 from meshlb._proto.echo_pb2_grpc import EchoStub
 from meshlb.discovery import StaticDiscovery
 from meshlb.httpx import AsyncMeshTransport, MeshTransport
+from tests.process_life.programs import DUMP
+
+faulthandler.register(DUMP, file=2)  # by number: a server may have put something else into sys.stderr's place
 
 mesh = Mesh(
     StaticDiscovery({"orders": os.environ["ORDERS"].split(","), "echo": os.environ["ECHO"].split(",")}),

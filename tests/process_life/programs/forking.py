@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,7 @@ def main(method: str, before: str) -> None:
     context = multiprocessing.get_context(method)
     if before == "used":
         assert clients.everything() == everybody
+        gc.collect()  # httpx's responses are cycles that hold their socket: the child would find it unclosed, and warn
     queue = context.Queue()
     process = context.Process(target=in_process, args=(queue,))
     process.start()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from billiard.util import set_pdeathsig
 from celery import Celery
-from celery.signals import worker_init
+from celery.signals import worker_init, worker_process_init
 
 from tests.process_life.programs import clients
 
@@ -29,6 +30,15 @@ def warm_up(**_: object) -> None:
     """Before the fork of the workers."""
     if os.environ["BEFORE"] == "used":
         clients.everything()
+
+
+@worker_process_init.connect
+def outlive_a_thread(**_: object) -> None:
+    """Have the kernel not kill this child when its parent dies. Celery has asked for that, but to the kernel the parent
+    is the thread that forked, and that is one of the pool's for a child that takes another one's place: it ends first
+    when the worker does. A child that is killed while it waits for a task leaves its lock taken, for which the worker
+    then waits for ever (celery 5.7.0, billiard 4.3.2). The tests kill the group."""
+    set_pdeathsig(0)
 
 
 @app.task
