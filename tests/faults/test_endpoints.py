@@ -217,14 +217,30 @@ def _calls_go_on(running: Fleet) -> None:
 
 
 def test_43_when_one_comes_back_it_is_not_run_over(kind: Kind):
-    """However many callers wait, a half-open endpoint is asked by one at a time."""
-    with start(kind, 2) as backends, fleet(kind, backends, config(policy="round_robin")) as running:
+    """However many callers there are, a half-open endpoint is asked by one at a time: here the first one is not
+    answered, and until it is, nobody follows."""
+    breaker = Breaker(open_time=0.2, max_open_time=0.5, probe_timeout=10 * PATIENCE)
+    settings = config(policy="round_robin", retry=Retry(max_attempts=4), breaker=breaker)
+    with start(kind, 2) as backends, fleet(kind, backends, settings) as running:
         back = backends[0]
         back.kill()
         running.run_until(lambda: running.is_out(back), "noticed")
         back.start()
-        back.behave(delay=0.5)  # the probe takes its time, and the others must not follow it
-        running.run(200, threads=32)
-        while running.state(back) != "half_open" and running.state(back) == "open":
-            running.run(40, threads=32)
-        assert back.stats()["max_in_flight"] <= 1 or running.state(back) == "ready"
+        back.behave(hang=True)
+        over = threading.Event()
+
+        def load() -> None:
+            while not over.is_set():
+                running.run(4)
+
+        caller = threading.Thread(target=load)
+        caller.start()
+        try:
+            eventually(lambda: back.stats()["in_flight"], PATIENCE, 0.02, "probed")
+            assert running.run(200, threads=32).errors == []
+            assert (running.state(back), back.requests()) == ("half_open", 1)
+        finally:
+            over.set()
+            back.behave()
+            caller.join()
+        running.run_until(lambda: running.state(back) == "ready", "back by itself")
