@@ -1,13 +1,13 @@
-"""``python -m benchmarks [picks] [rebuilds] [contention] [grpc] [http] [hosts] [--quick]``."""
+"""``python -m benchmarks [picks] [rebuilds] [contention] [own] [grpc] [http] [hosts] [--quick]``."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 
-from benchmarks import contention, http, picks, rebuilds, rpc
+from benchmarks import contention, http, own_work, picks, rebuilds, rpc
 
-SECTIONS = ["picks", "rebuilds", "contention", "grpc", "http", "hosts"]
+SECTIONS = ["picks", "rebuilds", "contention", "own", "grpc", "http", "hosts"]
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
         rebuilds.run(1_000 if options.quick else rebuilds.SIZE)
     if "contention" in wanted:
         contention.run(100 if options.quick else contention.SIZE)
+    if "own" in wanted:
+        own_work.run(rounds=rounds, batch=batch)
     if "grpc" in wanted:
         rpc.run(rounds=rounds, batch=batch)
     if "http" in wanted:
