@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from meshlb.model import Status
@@ -30,13 +31,15 @@ class Membership:
     Not safe by itself: its cluster serialises changes. ``nodes`` is replaced as a whole and may be read at any time.
     """
 
-    __slots__ = ("_departures", "_make_node", "_max_ejection_percent", "cap", "nodes")
+    __slots__ = ("_departures", "_make_cap", "_make_node", "cap", "nodes")
 
-    def __init__(self, make_node: Callable[[Endpoint, EjectionCap], Node], max_ejection_percent: float) -> None:
+    def __init__(
+        self, make_node: Callable[[Endpoint, EjectionCap], Node], max_ejection_percent: float, panic_threshold: float
+    ) -> None:
         self._make_node = make_node
-        self._max_ejection_percent = max_ejection_percent
+        self._make_cap = partial(EjectionCap, max_ejection_percent, panic_threshold)
         self._departures: dict[Identity, Departure] = {}
-        self.cap = EjectionCap(max_ejection_percent)
+        self.cap = self._make_cap()
         self.nodes: dict[Identity, Node] = {}
 
     @property
@@ -98,7 +101,7 @@ class Membership:
 
     def after_fork_in_child(self) -> None:
         """Keep what was learnt of the endpoints, and none of the parent's attempts."""
-        self.cap = EjectionCap(self._max_ejection_percent)
+        self.cap = self._make_cap()
         for node in self.draining:
             node.orphan()
         self._departures = {}

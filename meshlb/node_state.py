@@ -55,6 +55,11 @@ class NodeOwner(Protocol):
         """It was taken out or put back by hand."""
         ...
 
+    def ejections_doubted(self) -> None:
+        """So many breakers would open that it is hardly the endpoints' fault (see ``EjectionCap``). Called with a
+        node's lock held: must take no lock of a cluster or node."""
+        ...
+
     def node_drained(self, node: Node) -> None:
         """A node that is retired, or out of the subset, has just lost its last attempt."""
         ...
@@ -73,8 +78,8 @@ class NodeState:
     __slots__ = ("__weakref__", "_cap", "_clock", "_counted", "_limiter", "_normal", "_notable", "_owner",
                  "_quiet_until", "_waiting", "breaker", "calls", "ejected", "endpoint", "failures", "fraction",
                  "health", "ignored", "in_flight", "last_failure", "last_picked", "latency", "limit", "lock",
-                 "out_of_subset", "outlier", "overloads", "ramp", "readmitted_at", "retired", "successes",
-                 "weight")  # fmt: skip
+                 "out_of_subset", "outlier", "overloads", "ramp", "readmitted_at", "refused", "retired",
+                 "successes", "weight")  # fmt: skip
 
     def __init__(
         self,
@@ -106,6 +111,8 @@ class NodeState:
         """The reason of the last failure, in words; kept for the snapshot."""
         self.ejected = False
         """Occupies a place among the ejected: from the breaker's opening until it closes, or as an outlier."""
+        self.refused = False
+        """Its breaker would open, but too many others are out."""
         self.outlier = ""
         """Why outlier detection keeps it out of rotation, in words; empty: it does not."""
         self.readmitted_at = 0.0
@@ -243,6 +250,14 @@ class NodeState:
         else:
             self._quiet_until = _ALWAYS if breaker is None else breaker.quiet_until
 
+    def _refuse(self, now: float, refused: bool) -> None:
+        """Note, under the lock, whether the breaker would open and may not."""
+        if refused or self.refused:
+            change = int(refused) - int(self.refused)
+            self.refused = refused
+            if self._cap.count_refused(now, change):
+                self._owner.ejections_doubted()
+
     # -- what the control plane does ---------------------------------------------------------------------------
 
     def poll_breaker(self, *, now_at_once: bool = False) -> bool:
@@ -258,7 +273,7 @@ class NodeState:
     def eject(self, reason: str, until: float) -> bool:
         """Take it out of rotation as an outlier. False if it is out already, or if too many others are."""
         with self.lock:
-            if self.retired or self.is_out or not self._cap.try_take():
+            if self.retired or self.is_out or not self._cap.try_take(self._clock()):
                 return False
             self.ejected = True
             self.outlier = reason
@@ -293,6 +308,7 @@ class NodeState:
         """Take the endpoint out of the set; its attempts go on. True if it has none."""
         with self.lock:
             self.retired = True
+            self._refuse(self._clock(), False)
             self.outlier = ""  # if it comes back, it is judged anew
             self.ramp = None
             if self.ejected:
@@ -340,7 +356,7 @@ class NodeState:
         self.breaker = None
         self._limiter = self.limit = None
         self.outlier = ""
-        self.retired = self.ejected = self.out_of_subset = False
+        self.retired = self.ejected = self.out_of_subset = self.refused = False
         self._note_state()
 
     def __repr__(self) -> str:

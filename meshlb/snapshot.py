@@ -111,6 +111,8 @@ def _reason(node: Node, now: float) -> str:
         return node.endpoint.status_reason or "the registry says warning"
     if node.breaker is not None and node.breaker.state is BreakerState.DISABLED:
         return node.breaker.reason
+    if node.breaker is not None and node.refused:
+        return f"{node.breaker.cause} ({node.last_failure}); used all the same, since too many are out"
     if node.breaker is not None and node.breaker.state is BreakerState.CLOSED and node.breaker.failures:
         return f"{node.breaker.failures} consecutive failures ({node.last_failure})"
     return ""

@@ -212,10 +212,13 @@ class CircuitBreaker:
 
     # -- changes of state --------------------------------------------------------------------------------------
 
-    def open(self, now: float, reason: str) -> float:
-        """Take the endpoint out; returns for how many seconds."""
+    def open(self, now: float, reason: str, *, doubted: bool = False) -> float:
+        """Take the endpoint out; returns for how many seconds. ``doubted``: it may not be the endpoint's fault, so the
+        time out does not grow."""
         options = self._options
         self._decay(now)
+        if doubted:
+            self._streak = 0
         base = min(options.open_time * _GROWTH**self._streak, options.max_open_time)
         duration = min(base * (1.0 + options.jitter * self._random.random()), options.max_open_time)
         self._streak = min(self._streak + 1, _LONGEST_STREAK)

@@ -102,7 +102,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "spare_only",
-        "the same, and breakers hold out 10 % of the endpoints at most: no more than can be spared",
+        "the same, and breakers hold out 10 % of the endpoints at most",
         config=ServiceConfig(retry=Retry(per_try_timeout=_ATTEMPT), max_ejection_percent=10),
     ),
     Protection(

@@ -33,7 +33,7 @@ class Host:
         return bool(self.reason)
 
     def eject(self, reason: str, until: float) -> bool:
-        if self.is_out or not self.cap.try_take():
+        if self.is_out or not self.cap.try_take(0.0):
             return False
         self.reason, self.until = reason, until
         return True
@@ -45,7 +45,7 @@ class Host:
 
 class Fleet:
     def __init__(self, hosts: int, options: OutlierDetection, max_percent: float = 50, seed: int = 1) -> None:
-        self.cap = EjectionCap(max_percent)
+        self.cap = EjectionCap(max_percent, 0.5)
         self.cap.resize(hosts)
         self.hosts = [Host(number, self.cap) for number in range(hosts)]
         self.detector: OutlierDetector[Host] = OutlierDetector(options, Random(seed))

@@ -26,6 +26,14 @@ def test_with_defaults_the_extra_load_is_bounded_and_the_system_recovers():
     assert figures.answered_at_end > 0.99
 
 
+def test_short_timeouts_of_attempts_do_not_keep_half_of_the_servers_out():
+    """All of them time out, and are taken for broken ones, until so many are that it cannot be their fault."""
+    figures = simulate_layers(BY_NAME["attempt_timeouts"], replace(SETUP, after=25))
+    assert figures.answered_during < 0.5, "all the work is wasted, so there is something to recover from"
+    assert figures.recovery is not None
+    assert figures.answered_at_end > 0.99
+
+
 def test_the_same_seed_gives_the_same_figures():
     small = replace(SETUP, servers=3, during=10, after=10)
     assert simulate_layers(BY_NAME["defaults"], small) == simulate_layers(BY_NAME["defaults"], small)
