@@ -27,6 +27,9 @@ from meshlb._proto import echo_pb2, echo_pb2_grpc
 from meshlb.discovery import StaticDiscovery
 from meshlb.httpx import AsyncMeshTransport, MeshTransport
 
+_SHORT = 10
+"""How many calls of a microsecond take the place of a longer one: a batch begins with cold caches."""
+
 _REQUEST = echo_pb2.EchoRequest(text="ok")
 
 
@@ -43,7 +46,8 @@ def run(*, rounds: int, batch: int) -> None:
         with meshlb.grpc.insecure_channel("consul:///echo", mesh=mesh) as meshed:
             bare, ours = _calls(Channel()), _calls(meshed)
             for kind, call in bare.items():
-                _print(f"gRPC, {kind}", interleave({"without": call, "with": ours[kind]}, rounds=rounds, batch=batch))
+                variants = {"without": call, "with": ours[kind]}
+                _print(f"gRPC, {kind}", interleave(variants, rounds=rounds, batch=batch * _SHORT))
         with (
             httpx.Client(transport=Answering()) as direct,
             httpx.Client(transport=MeshTransport(mesh, transport_factory=lambda _: Answering())) as through,
@@ -69,7 +73,7 @@ async def _run_async(mesh: Mesh, rounds: int, batch: int) -> None:
     async with meshlb.grpc.aio.insecure_channel("consul:///echo", mesh=mesh) as meshed:
         bare, ours = _aio_calls(AioChannel()), _aio_calls(meshed)
         for kind, call in bare.items():
-            samples = await interleave_async({"without": call, "with": ours[kind]}, rounds=rounds, batch=batch)
+            samples = await interleave_async({"without": call, "with": ours[kind]}, rounds=rounds, batch=batch * _SHORT)
             _print(f"grpc.aio, {kind}", samples)
 
 

@@ -120,8 +120,19 @@ class Cluster(EndpointSet):
             )
         view = self.view
         sticky = self.stickiness
-        node = view.picker.pick(context) if sticky is None else sticky.choose(view, context)
-        return self.try_start_on(node, view, context)
+        if sticky is not None or self.limiter is not None:
+            node = view.picker.pick(context) if sticky is None else sticky.choose(view, context)
+            return self.try_start_on(node, view, context)
+        node = view.picker.pick(context)
+        if node is None or (lease := node.begin()) is None:
+            return self.try_start_on(node, view, context)
+        budget = self.budget  # as below: what hardly ever happens is not to cost every call a call
+        if budget is not None:
+            if lease.started < budget.until:
+                budget.note()
+            else:
+                budget.deposit(lease.started)
+        return lease
 
     def try_start_on(self, node: Node | None, view: View, context: CallContext = NO_CONTEXT) -> Lease | None:
         """``try_start`` on the endpoint that a view's picker has chosen, or on another one if that cannot be."""
@@ -134,12 +145,8 @@ class Cluster(EndpointSet):
                 return None
         elif sticky is not None:
             sticky.settle(context, node)
-        budget = self.budget
-        if budget is not None:
-            if lease.started < budget.until:
-                budget.note()
-            else:
-                budget.deposit(lease.started)
+        if self.budget is not None:
+            self.budget.deposit(lease.started)
         return lease
 
     def try_again(self, context: CallContext, *, granted: bool = False) -> Lease | None:

@@ -55,9 +55,7 @@ class Beginning(Method):
             context, sent = NO_CONTEXT, metadata
             if self._reads_calls:
                 context, sent = context_and_metadata(self._cluster, self._method, metadata)
-            cluster = self._cluster
-            view = cluster.view
-            lease = cluster.try_start_on(view.picker.pick(context), view, context)
+            lease = self._cluster.try_start(context)
             telemetry = self._telemetry
             if lease is not None and lease.started < telemetry.quiet_until and not telemetry.current():
                 # The fast path: what a call needs that goes well, and no call of ours that can be done without.
@@ -81,6 +79,7 @@ class Beginning(Method):
                     call._asked = (request, timeout, sent, credentials, compression, context)
                     call._variables = copy_context()
                     call._awaited = call._over = False
+                    call._reader = None
                     # Weak: dropping the last reference to the call cancels it, as with gRPC's own.
                     ended = partial(first_attempt_ended, ref(call), lease)
                     if not inner.add_callback(ended):

@@ -39,7 +39,7 @@ class MeshCall(grpc.RpcError, grpc.Call, Future):
     ``_awaited``, the thread takes back ``_awaited`` and then looks at ``_over``, so at least one of them acts.
     """
 
-    __slots__ = ("_asked", "_awaited", "_inner", "_lease", "_method", "_over", "_source", "_variables")
+    __slots__ = ("_asked", "_awaited", "_inner", "_lease", "_method", "_over", "_reader", "_source", "_variables")
 
     _driver: Driver | None = None
     _owner: _Owner
@@ -54,12 +54,14 @@ class MeshCall(grpc.RpcError, grpc.Call, Future):
     """A thread waits in gRPC's own object for the end of the first attempt, or for a response."""
     _over: bool
     """gRPC has told of the end of the first attempt."""
+    _reader: Any
+    """Of a stream: the attempt whose first response the caller has got."""
 
     @classmethod
     def driven_by(cls, driver: Driver) -> Self:
         """A call with a driver from its beginning."""
         call = cls()
-        call._over = False
+        call._over, call._reader = False, None
         call._driver, call._owner = driver, _Owner(driver)
         return call
 
@@ -274,5 +276,11 @@ def first_attempt_ended(call: weakref.ref[MeshCall], lease: Lease) -> None:
         lease.close(CANCELLED)  # the caller has dropped the call; if a driver has taken over, it has cancelled it too
         return
     caller._over = True
-    if not caller._awaited:
+    if caller._awaited:
+        return
+    if caller._driver is None and not lease.closed and caller._inner.code() is grpc.StatusCode.OK:
+        lease.node.finish(lease, OK)  # `_went_well`, written out
+        if caller._source is not None:
+            caller._source.close()
+    else:
         caller._settled()

@@ -22,9 +22,6 @@ class StreamCall(MeshCall):
 
     __slots__ = ()
 
-    _reader: Any = None
-    """The attempt whose first response the caller has got."""
-
     def __iter__(self) -> Self:
         return self
 
@@ -36,7 +33,8 @@ class StreamCall(MeshCall):
         try:
             return next(reader)
         except (StopIteration, grpc.RpcError) as error:
-            self._is_over(reader, error)
+            if self._driver is not None or not self._lease.closed:  # else it is known
+                self._is_over(reader, error)
             raise
         finally:
             self._awaited = False
@@ -82,7 +80,8 @@ class StreamCall(MeshCall):
     def _is_over(self, inner: Any, error: BaseException) -> bool:
         """Whether the call has ended with the attempt whose stream has ended like this."""
         if self._driver is None and isinstance(error, StopIteration):
-            self._went_well()
+            if not self._lease.closed:
+                self._went_well()
             if self._driver is None:
                 return True
         return self._taken_over().settle(inner)
