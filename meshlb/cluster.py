@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from meshlb import resilience  # what is off is not imported
 from meshlb.affinity import call_context
 from meshlb.discovery.base import ServiceQuery
-from meshlb.endpoint_set import Background, ClusterListener, EndpointSet
-from meshlb.errors import ConfigError, LimitExceeded, MeshClosed, MeshError, SessionLost, Throttled
+from meshlb.endpoint_set import Background, ClusterListener
+from meshlb.errors import LimitExceeded, MeshClosed, MeshError, SessionLost, Throttled
+from meshlb.judged_set import JudgedSet
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
 from meshlb.node import Lease
 from meshlb.probing import Probing
 from meshlb.resilience import TokenBudget
-from meshlb.resilience.breaker import BreakerState
 from meshlb.resilience.hedge import HedgeTimer
 from meshlb.resilience.queueing import Queueing
 from meshlb.scope import LeaseScope
@@ -47,7 +47,7 @@ __all__ = ["Background", "Cluster", "ClusterListener"]
 logger = logging.getLogger("meshlb.cluster")
 
 
-class Cluster(EndpointSet):
+class Cluster(JudgedSet):
     """The instances of one service and their live state. Made by ``Mesh.cluster``; safe from any thread and loop.
 
     Calls read ``view`` and touch only the node they got. Whatever changes the view is in the base class, under a lock
@@ -354,39 +354,6 @@ class Cluster(EndpointSet):
             patience=self.config.discovery_timeout,
             limiter=self.limiter,
         )
-
-    # -- by hand -----------------------------------------------------------------------------------------------
-
-    def open_breaker(self, address: str, reason: str = "") -> None:
-        """Take an endpoint (``host:port``) out of rotation until ``close_breaker`` or ``reset_breaker``, even in panic
-        and whatever ``max_ejection_percent`` says. Calls that are under way there go on. ``reason``: for the snapshot.
-
-        Raises ConfigError if the service has no such endpoint, or no breakers; so do the three below.
-        """
-        self._set_breaker(address, BreakerState.FORCED_OPEN, reason)
-
-    def close_breaker(self, address: str) -> None:
-        """Let all calls to an endpoint through again, at once. Its breaker goes on judging, from nothing."""
-        self._set_breaker(address, BreakerState.CLOSED)
-
-    def disable_breaker(self, address: str, reason: str = "") -> None:
-        """Let all calls to an endpoint through, whatever becomes of them, until one of the other three is called."""
-        self._set_breaker(address, BreakerState.DISABLED, reason)
-
-    def reset_breaker(self, address: str) -> None:
-        """``close_breaker``, and forget all that was held against the endpoint: how often it has opened lately, and
-        whether it was ejected as an outlier."""
-        self._set_breaker(address, BreakerState.CLOSED, afresh=True)
-
-    def _set_breaker(self, address: str, state: BreakerState, reason: str = "", *, afresh: bool = False) -> None:
-        if self.config.breaker is None:
-            raise ConfigError(f"service '{self.query}': its ServiceConfig.breaker is None: there is no breaker to set")
-        nodes = [node for node in self.nodes if node.endpoint.address == address]
-        if not nodes:
-            known = ", ".join(sorted(node.endpoint.address for node in self.nodes)) or "none"
-            raise ConfigError(f"service '{self.query}': it has no endpoint {address!r}; its endpoints: {known}")
-        for node in nodes:
-            node.set_breaker(state, reason, afresh=afresh)
 
     # -- readiness ---------------------------------------------------------------------------------------------
 

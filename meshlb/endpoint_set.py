@@ -5,24 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from meshlb import health, resilience  # what is off is not imported
+from meshlb import resilience  # what is off is not imported
 from meshlb.balancing import Policy, PolicyEnvironment
-from meshlb.balancing.ewma import PeakEwma
-from meshlb.change_log import ChangeLog
 from meshlb.control import weakly
 from meshlb.discovery.base import ServiceQuery
-from meshlb.limited_node import LimitedNode
 from meshlb.membership import Departure, Membership
 from meshlb.model import Endpoint
-from meshlb.node import Lease, Node, abandon
-from meshlb.resilience import CircuitBreaker, EjectionCap, StateListener
+from meshlb.node import Node
+from meshlb.resilience import EjectionCap
 from meshlb.shares import Shares
-from meshlb.state_changes import StateChanges, why
 from meshlb.stickiness import Stickiness
 from meshlb.view import EMPTY_VIEW, View, build_view
 from meshlb.waiting import Signal
@@ -31,18 +26,10 @@ if TYPE_CHECKING:
     from meshlb.config import ServiceConfig
     from meshlb.health.monitor import HealthMonitor
     from meshlb.place import Place
-    from meshlb.resilience import ConcurrencyLimiter, OutlierDetector, StallMonitor
+    from meshlb.resilience import ConcurrencyLimiter
     from meshlb.tiering import Tiering
 
 logger = logging.getLogger("meshlb.cluster")
-
-_SHORTEST_DELAY: Final = 0.01
-"""Seconds to the second look at a breaker whose timer came early."""
-
-
-_CHECKS_PAUSE: Final = 50e-6
-"""Seconds, for each endpoint, from a health check that changes the view to its rebuild, which takes 2 to 5 us of them.
-In an outage the checks of thousands of endpoints fail one by one; this way they take a tenth of the loop's time."""
 
 
 class Background(Protocol):
@@ -85,11 +72,8 @@ class EndpointSet:
         random: Random,
         background: Background,
         on_resume: Callable[[], None] | None = None,
-        stalls: StallMonitor | None = None,
     ) -> None:
         self.query = query
-        self.stalls = stalls
-        """Knows when this process stood still; None: it never did (a simulation)."""
         self.limiter: ConcurrencyLimiter | None = None
         """What bounds the attempts under way; None: nothing does."""
         self.config = config
@@ -107,10 +91,6 @@ class EndpointSet:
         self._shares: Shares | None = None
         if config.slow_start is not None or config.subset is not None:
             self._shares = Shares(config, random)
-        self._state_changes = StateChanges(str(query), () if config.breaker is None else config.breaker.listeners)
-        self._outliers: OutlierDetector[Node] | None = None
-        if config.outlier is not None:
-            self._outliers = resilience.OutlierDetector(config.outlier, random)
         self.tiering: Tiering | None = None
         """What moves the tiers and zones of a service that has them."""
         if config.failover is not None or config.zones is not None:
@@ -120,7 +100,6 @@ class EndpointSet:
             self.tiering = Tiering(config, query.service, clock=clock, later=background.call_later, rebuild=rebuild)
         self.stickiness = None if config.sticky is None else Stickiness(config.sticky)
         """Where the calls of sticky sessions go; None for a service without."""
-        self._abandoned: deque[Lease] = deque()
         self.view: View = EMPTY_VIEW
         """The endpoints that are eligible now. Replaced as a whole; to be read once for a decision."""
         self._version = 0
@@ -133,11 +112,11 @@ class EndpointSet:
         """In the child of a fork, before the first use there."""
         self._start_afresh()
 
+    def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
+        """The live state of an endpoint that is new in the set."""
+        raise NotImplementedError
+
     def _start_afresh(self) -> None:
-        self.ejections = 0
-        """How often a breaker has taken an endpoint out, failed probes included, or outlier detection."""
-        self._sweeping = False
-        """The timer of outlier detection runs."""
         if self.config.limits is not None:
             self.limiter = resilience.ConcurrencyLimiter(self.config.limits)
         self._lock = threading.RLock()
@@ -146,16 +125,8 @@ class EndpointSet:
         """A rebuild of the view is under way already, and will see what has changed until then."""
         self._rescaling = False
         """A timer runs that builds the view anew because of slow start."""
-        self._log = ChangeLog(logger, self.clock)
         self.monitor: HealthMonitor | None = None
         """Makes the active checks, on the control loop."""
-
-    def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
-        options = self.config.breaker
-        breaker = None if options is None else CircuitBreaker(options, self._random)
-        state = None if self.config.health_check is None else health.HealthState(self.config.health_check)
-        kind = Node if self.limiter is None else LimitedNode
-        return kind(endpoint, self, clock=self.clock, latency=PeakEwma(), breaker=breaker, cap=cap, health=state)
 
     @property
     def random(self) -> Random:
@@ -206,7 +177,6 @@ class EndpointSet:
                 self._announce()
             for node in gone:
                 self._retire(node)
-            self._sweep_later()
 
     def peers_changed(self, peers: Sequence[Endpoint]) -> None:
         """Take over the instances of this process's own service, by which it finds its place in the subsets."""
@@ -253,6 +223,9 @@ class EndpointSet:
         elif departure is None:
             self._tell_unused(node)
 
+    def node_drained(self, node: Node) -> None:
+        self._soon(self._dismiss_drained, node)
+
     def _tell_removed(self, node: Node) -> None:
         self._tell(node, lambda listener: listener.endpoint_removed(node))
 
@@ -269,139 +242,15 @@ class EndpointSet:
             except Exception:
                 logger.exception("%s: %r could not let go of %s", self.query, listener, node.endpoint.address)
 
-    # -- what nodes report (NodeOwner) -------------------------------------------------------------------------
-
-    def node_opened(self, node: Node, duration: float) -> None:
-        self._soon(self._opened, node, duration)
-
-    def _opened(self, node: Node, duration: float) -> None:
-        breaker = node.breaker
-        if breaker is None or self._closed:
-            return
-        with self._lock:
-            self.ejections += 1
-        address, reason = node.endpoint.address, breaker.reason
-        self._log.write(logging.WARNING, self.query, "%s is out for %.1f s: %s", address, duration, reason)
-        self._probe_later(node, breaker.retry_at, duration)
-        self._state_changes.note(node)
-        self._rebuild_soon()
-
-    def node_closed(self, node: Node) -> None:
-        self._soon(self._back, node)
-
-    def _back(self, node: Node) -> None:
-        if self._closed:
-            return
-        self._log.write(logging.INFO, self.query, "%s is back", node.endpoint.address)
-        self._state_changes.note(node)
-        self._rebuild_soon()
-
-    def node_changed(self, node: Node) -> None:
-        self._soon(self._judged_anew, node)
-
-    def _judged_anew(self, node: Node) -> None:
-        if self._closed:
-            return
-        words = why(node) or "is back"
-        self._log.write(logging.WARNING, self.query, "%s: %s: %s", node.endpoint.address, node.judged.value, words)
-        self._state_changes.note(node)
-        self._rebuild_soon()
-
-    def excuses(self, started: float, now: float) -> bool:
-        return self.stalls is not None and self.stalls.excuses(started, now)
-
-    def ejections_doubted(self) -> None:
-        self._background.call_soon(self._probe_all)  # and nowhere else: nothing is timed without a control loop either
-
-    def _probe_all(self) -> None:
-        if self._closed:
-            return
-        message = "most of the endpoints in use fail, too: no more are taken out, and those that are, are probed"
-        self._log.write(logging.WARNING, self.query, message)
-        for node in self.nodes:
-            if node.poll_breaker(now_at_once=True):
-                self._state_changes.note(node)
-        self._rebuild_soon()
-
-    def node_drained(self, node: Node) -> None:
-        self._soon(self._dismiss_drained, node)
-
-    def lease_abandoned(self, lease: Lease) -> None:
-        self._abandoned.append(lease)
-        self._background.call_soon(self._close_abandoned)
-
-    def _close_abandoned(self) -> None:
-        while True:
-            try:
-                lease = self._abandoned.popleft()
-            except IndexError:  # rather than asked for first: another thread may be at it too
-                return
-            abandon(lease)
-
-    def _probe_later(self, node: Node, due: float, delay: float) -> None:
-        self._background.call_later(delay, weakly(lambda endpoints, node: endpoints._probe(node, due), self, node))
-
-    def _probe(self, node: Node, due: float) -> None:
-        if node.poll_breaker():
-            self._state_changes.note(node)
-            self._rebuild_soon()
-        elif node.is_open and node.breaker is not None and node.breaker.retry_at == due:
-            # The timer was early, by its clock or by ours. Without another one the endpoint would be out for ever.
-            self._probe_later(node, due, max(due - self.clock(), _SHORTEST_DELAY))
-
-    def _sweep_later(self) -> None:
-        if self._outliers is not None and self.config.outlier is not None and not self._sweeping:
-            self._sweeping = True
-            self._background.call_later(self.config.outlier.interval, weakly(EndpointSet._sweep, self))
-
-    def _sweep(self) -> None:
-        with self._lock:
-            self._sweeping = False
-            if self._closed or self._outliers is None:
-                return
-            changed = self._outliers.sweep(self.clock(), self.nodes)
-            self.ejections += sum(bool(node.outlier) for node in changed)
-            self._sweep_later()
-        for node in changed:
-            self._judged_anew(node)
+    # -- the view ----------------------------------------------------------------------------------------------
 
     def _soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Off the call path; or here and now, where no control loop is (a simulation, the child of a fork)."""
         if not self._background.call_soon(callback, *args):
             callback(*args)
 
-    # -- what active checks report (HealthOwner) ---------------------------------------------------------------
-
-    def health_checked(self, node: Node, *, affected: bool) -> None:
-        """Note a result that the node's health has taken in. ``affected``: the endpoint is out now, or is back."""
-        health, options = node.health, self.config.health_check
-        if self._closed or health is None or options is None:
-            return
-        if affected:
-            level, news = (logging.WARNING, "out") if health.failed else (logging.INFO, "in")
-            said = health.describe(self.clock())
-            self._log.write(level, self.query, "%s is %s: %s", node.endpoint.address, news, said)
-        # The breaker itself closes by real calls alone: a check may be too shallow to see what calls see.
-        probed = options.probe_on_success and health.passes and node.is_open and node.poll_breaker(now_at_once=True)
-        if (affected or probed) and not self._stale:
-            self._stale = True
-            delay = len(self.nodes) * _CHECKS_PAUSE
-            if self._background.call_later(delay, weakly(EndpointSet._rebuild, self)) is None:
-                self._rebuild()  # no control loop
-
     def _awaits_checks(self) -> bool:
         return any(node.is_unchecked for node in self.nodes)
-
-    # -- the view ----------------------------------------------------------------------------------------------
-
-    def refresh(self) -> None:
-        """Let time pass: move breakers on whose time is up, and rebuild the view. For tests and simulations with a
-        clock of their own; with a control loop it happens by itself."""
-        self._close_abandoned()
-        for node in self.nodes:
-            if node.poll_breaker():
-                self._state_changes.note(node)
-        self._rebuild()
 
     def _rebuild_soon(self) -> None:
         # A view is built in O(n), and an outage of n endpoints opens n breakers: once for all of them, not n times.
@@ -475,17 +324,6 @@ class EndpointSet:
         with self._lock:
             self._listeners.discard(listener)
 
-    def add_state_listener(self, listener: StateListener) -> None:
-        """Call ``listener`` with a ``StateChange`` whenever an endpoint is taken out of rotation, probed, or put back.
-
-        It is called on the control loop's thread, off every call's path, and must not block; what it raises is logged.
-        """
-        self._state_changes.add(listener)
-
-    def remove_state_listener(self, listener: StateListener) -> None:
-        """Undo ``add_state_listener``; an unknown listener is ignored."""
-        self._state_changes.remove(listener)
-
     # -- the end, and the child of a fork ----------------------------------------------------------------------
 
     def close(self) -> None:
@@ -499,7 +337,6 @@ class EndpointSet:
             self._announce()
         if self.limiter is not None:
             self.limiter.wake_all()
-        self._close_abandoned()
         for node in gone:
             self._tell_removed(node)
 
@@ -510,8 +347,6 @@ class EndpointSet:
         loop back, which the first use in the child does: a child that never calls starts no thread.
         """
         self._start_afresh()
-        self._abandoned.clear()
-        self._state_changes.after_fork_in_child()
         former = self._members.nodes
         self._members.after_fork_in_child()
         if self._shares is not None:
@@ -533,4 +368,3 @@ class EndpointSet:
                 node.poll_breaker(now_at_once=True)  # its timer stayed in the parent
             self._swap_view()
             self._announce()
-            self._sweep_later()
