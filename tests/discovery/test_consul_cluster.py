@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,11 @@ async def test_a_cluster_breaks_in_every_way_and_comes_back(consul_cluster, serv
     follower = consul_cluster.followers()[0]
     follower.register(service_name, "one", "127.0.0.1", 8001)
     await eventually_async(lambda: follower.health(service_name, stale=None).body)  # both kinds of query will see it
-    # No pause between two queries: it is a waiting query that a restored snapshot is to find.
-    default = ConsulDiscovery(follower.address, empty_grace=120, min_refresh_interval=0)
-    stale = ConsulDiscovery(follower.address, empty_grace=120, min_refresh_interval=0, consistency="stale")
+    # No pause between two queries: it is a waiting query that a restored snapshot is to find. One that comes just after
+    # it waits for an index that is far off, as long as it may.
+    often: dict[str, Any] = {"empty_grace": 120, "min_refresh_interval": 0, "wait": 10}
+    default = ConsulDiscovery(follower.address, **often)
+    stale = ConsulDiscovery(follower.address, consistency="stale", **often)
     async with watching(default, query) as sink, watching(stale, query) as stale_sink:
         for one in (sink, stale_sink):
             await one.until(lambda one: one.addresses == ["127.0.0.1:8001"])

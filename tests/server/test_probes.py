@@ -213,7 +213,7 @@ def test_no_policy_without_probes_is_probed(asgi: Any) -> None:
 
 
 FORKING = """
-import os, sys, time
+import gc, os, sys, time
 import httpx
 import meshlb
 from meshlb import Mesh, Prequal, Probes, ServiceConfig
@@ -235,6 +235,7 @@ def fill():
 
 
 fill()
+gc.collect()  # httpx's responses are cycles that hold their socket: the child would find it unclosed, and warn
 child = os.fork()
 fill()
 if child:
