@@ -48,6 +48,7 @@ def run_demo(*, seconds: float, consul: str | None, policy: str, plain: bool) ->
             finally:
                 stop_fleet(servers)
     except (MeshError, RuntimeError) as error:
+        ending.check()  # a Ctrl-C may have met a server before it was in a process group of its own
         print(f"meshlb demo: {error}", file=sys.stderr)
         return 2
 
