@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import grpc
 import grpc.aio
@@ -75,6 +75,48 @@ class _Answered(grpc.RpcError, grpc.Call, grpc.Future):
         return None
 
 
+class _Factories:
+    """What a stub asks of a channel."""
+
+    multi_callable: ClassVar[Any]
+
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return self.multi_callable("unary_unary", request_serializer)
+
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return self.multi_callable("unary_stream", request_serializer)
+
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return self.multi_callable("stream_unary", request_serializer)
+
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        return self.multi_callable("stream_stream", request_serializer)
+
+
 class _MultiCallable:
     def __init__(self, kind: str, serializer: Callable[[Any], bytes] | None) -> None:
         self._takes_stream = kind.startswith("stream")
@@ -97,44 +139,10 @@ class _MultiCallable:
         return _Answered()
 
 
-class Channel:
+class Channel(_Factories):
     """Stands in for gRPC's own; what a stub and meshlb ask of it, and no more."""
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _MultiCallable("unary_unary", request_serializer)
-
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _MultiCallable("unary_stream", request_serializer)
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _MultiCallable("stream_unary", request_serializer)
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _MultiCallable("stream_stream", request_serializer)
+    multi_callable = _MultiCallable
 
     def subscribe(self, callback: Any, try_to_connect: bool | None = False) -> None:
         pass
@@ -271,44 +279,10 @@ class _AioMultiCallable:
         return _AioAnswered(messages, request, self._serialize, written=request is None)
 
 
-class AioChannel:
+class AioChannel(_Factories):
     """Stands in for grpc.aio's own."""
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _AioMultiCallable("unary_unary", request_serializer)
-
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _AioMultiCallable("unary_stream", request_serializer)
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _AioMultiCallable("stream_unary", request_serializer)
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> Any:
-        return _AioMultiCallable("stream_stream", request_serializer)
+    multi_callable = _AioMultiCallable
 
     async def close(self, grace: float | None = None) -> None:
         pass
