@@ -14,7 +14,7 @@ from meshlb.affinity import call_context
 from meshlb.discovery.base import ServiceQuery
 from meshlb.endpoint_set import Background, ClusterListener
 from meshlb.errors import LimitExceeded, MeshClosed, MeshError, SessionLost, Throttled
-from meshlb.judged_set import JudgedSet
+from meshlb.judged_set import ABANDONED_FOR_EACH, JudgedSet
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
 from meshlb.node import Lease
 from meshlb.probing import Probing
@@ -112,6 +112,8 @@ class Cluster(JudgedSet):
 
         Raises Throttled if the call is refused (only with ``config.throttling``).
         """
+        if self._abandoned:
+            self._close_abandoned(ABANDONED_FOR_EACH)
         if self.throttling is not None and not self.throttling.admit():
             note_in_vain()
             raise Throttled(

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("meshlb.cluster")
 
+ABANDONED_FOR_EACH: Final = 2
+"""How many abandoned leases a new call closes. With one, callers that drop every lease would keep a backlog as it is;
+with more, it shrinks, however few turns the interpreter gives to the control loop among many busy threads."""
+
+_TURN: Final = 100
+"""How many abandoned leases the control loop closes before it sees to its other work; some 0.2 ms."""
+
 _SHORTEST_DELAY: Final = 0.01
 """Seconds to the second look at a breaker whose timer came early."""
 
@@ -60,6 +67,8 @@ class JudgedSet(EndpointSet):
         if config.outlier is not None:
             self._outliers = resilience.OutlierDetector(config.outlier, random)
         self._abandoned: deque[Lease] = deque()
+        self._closing_abandoned = False
+        """The control loop has been asked to close them."""
         super().__init__(query, config, clock=clock, random=random, background=background, on_resume=on_resume)
 
     def _start_afresh(self) -> None:
@@ -137,10 +146,25 @@ class JudgedSet(EndpointSet):
 
     def lease_abandoned(self, lease: Lease) -> None:
         self._abandoned.append(lease)
-        self._background.call_soon(self._close_abandoned)
+        self._close_abandoned_soon()
 
-    def _close_abandoned(self) -> None:
-        while True:
+    def _close_abandoned_soon(self) -> None:
+        if not self._closing_abandoned:
+            self._closing_abandoned = True  # whoever closes some takes it back first, and then looks for them
+            if not self._background.call_soon(self._close_abandoned_by_turns):
+                self._closing_abandoned = False
+
+    def _close_abandoned_by_turns(self) -> None:
+        self._close_abandoned(_TURN)
+        if self._abandoned:
+            self._close_abandoned_soon()
+
+    def _close_abandoned(self, most: int | None = None) -> None:
+        # Those that are there now at most: a program that drops them as fast as they are closed would keep this thread
+        # here for ever.
+        self._closing_abandoned = False
+        count = len(self._abandoned)
+        for _ in range(count if most is None else min(count, most)):
             try:
                 lease = self._abandoned.popleft()
             except IndexError:  # rather than asked for first: another thread may be at it too
@@ -260,6 +284,7 @@ class JudgedSet(EndpointSet):
 
     def after_fork_in_child(self) -> None:
         self._abandoned.clear()
+        self._closing_abandoned = False
         self._state_changes.after_fork_in_child()
         super().after_fork_in_child()
 

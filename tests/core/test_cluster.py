@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +14,9 @@ from meshlb import (
     DiscoveryError,
     Status,
 )
-from meshlb.model import OK
+from meshlb.judged_set import ABANDONED_FOR_EACH
+from meshlb.model import OK, Outcome
+from meshlb.node import Lease, Node
 from meshlb.testing import FakeClock
 from meshlb.topology import Standing
 from tests.core.parts import FAILURE, Nothing, Noting, assert_adds_up, bare, endpoint, make_cluster
@@ -287,8 +289,8 @@ def test_closing_closes_abandoned_leases() -> None:
 def test_abandoned_leases_are_closed_once_however_many_look() -> None:
     cluster = bare()
     cluster.update([endpoint(0)])
-    for _ in range(500):
-        cluster.start()
+    leases = [cluster.start() for _ in range(500)]
+    leases.clear()
     threads = [threading.Thread(target=cluster._close_abandoned) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -296,6 +298,61 @@ def test_abandoned_leases_are_closed_once_however_many_look() -> None:
         thread.join()
     [node] = cluster.nodes
     assert (node.in_flight, node.ignored) == (0, 500)
+
+
+def test_new_calls_close_abandoned_leases_faster_than_they_come() -> None:
+    cluster = bare()  # its control loop is as good as none, as among many busy threads
+    cluster.update([endpoint(0)])
+    leases = [cluster.start() for _ in range(100)]
+    leases.clear()
+    for _ in range(100):
+        cluster.start()
+    assert len(cluster._abandoned) <= ABANDONED_FOR_EACH
+
+
+def test_closing_abandoned_leases_ends_however_fast_they_come() -> None:
+    cluster = bare()
+    cluster.update([endpoint(0)])
+    [node] = cluster.nodes
+    finish = Node.finish
+    closed: list[Outcome] = []
+
+    def finish_and_drop_another(node: Node, lease: Lease, outcome: Outcome) -> bool:
+        closed.append(outcome)
+        if len(closed) < 1000:
+            node.begin()
+        return finish(node, lease, outcome)
+
+    leases = [node.begin() for _ in range(3)]
+    leases.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Node, "finish", finish_and_drop_another)
+        cluster._close_abandoned()
+    assert len(closed) == 3
+    assert len(cluster._abandoned) == 3
+    cluster.close()
+    assert (node.in_flight, node.ignored) == (0, 6)
+
+
+def test_the_control_loop_is_asked_once_and_closes_abandoned_leases_by_turns() -> None:
+    mesh, cluster = make_cluster(1)
+    [node] = cluster.nodes
+    leases = [cluster.start() for _ in range(250)]
+    asked: list[Callable[..., object]] = []
+    call_soon = mesh.call_soon
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(callback: Callable[..., object], *args: Any) -> bool:
+            asked.append(callback)
+            return call_soon(callback, *args)
+
+        patch.setattr(mesh, "call_soon", noted)
+        leases.clear()
+        assert len(asked) == 1
+        mesh.clock.advance()
+    assert (node.in_flight, node.ignored) == (0, 250)
+    assert len(asked) == 3
+    mesh.close()
 
 
 # -- reading
