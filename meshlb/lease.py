@@ -19,12 +19,14 @@ class Lease:
     Made by ``Node.begin`` alone, which fills it in by hand: every attempt has one, and an ``__init__`` is a call.
     """
 
-    __slots__ = ("closed", "generation", "latency", "node", "started")
+    __slots__ = ("closed", "generation", "latency", "node", "number", "started")
 
     closed: bool
     generation: int
     latency: float | None
     node: Node
+    number: int
+    """Which of the node's attempts it is, counted from 1."""
     started: float
 
     @property

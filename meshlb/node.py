@@ -14,6 +14,8 @@ __all__ = ["NOT_STARTED", "Lease", "Node", "NodeOwner", "abandon"]
 
 _new: Final = object.__new__
 
+_OK_KIND: Final = OutcomeKind.OK  # looking up a member by its name takes longer than all else that is asked here
+
 _NO_GENERATION: Final = -1
 """Of a lease whose end is not the breaker's business."""
 
@@ -56,9 +58,9 @@ class Node(NodeState):
             # any call, and a lease that counts must be open, or nothing would ever take it off again.
             self.in_flight += 1
             lease.closed = False
-            self.calls += 1
+            self.calls = lease.number = number = self.calls + 1
             self.last_picked = now
-            self._waiting[id(lease)] = now
+            self._waiting[number] = now
         return lease
 
     def run(
@@ -78,7 +80,7 @@ class Node(NodeState):
         """
         breaker = self.breaker
         generation = 0 if breaker is None else breaker.generation
-        key = 0
+        number = 0
         response: Any = REFUSED
         failure: BaseException | None = None
         try:
@@ -86,24 +88,23 @@ class Node(NodeState):
                 if not self._normal:
                     return REFUSED
                 self.in_flight += 1  # as in `begin`: no call between this and the next line
-                key = -1 - self.calls  # the address of no lease
-                self.calls += 1
+                self.calls = number = self.calls + 1
                 self.last_picked = started
-                self._waiting[key] = started
+                self._waiting[number] = started
             if not resource.closed:  # asked when the attempt counts: see EndpointResources
                 response = call(*arguments)
                 now = self._clock()
                 latency = now - started
                 with self.lock:
                     if latency < self._notable and now < self._quiet_until:
-                        self._waiting.pop(key, None)
+                        self._waiting.pop(number, None)
                         self.in_flight -= 1
-                        key = 0
+                        number = 0
                         self.successes += 1
                         self.latency.observe(latency, now)
                         return response
         except BaseException as error:
-            if not key:
+            if not number:
                 raise
             failure = error
         # Something is to be decided after all, and for that a lease takes over.
@@ -114,20 +115,17 @@ class Node(NodeState):
             lease.started = started
             lease.latency = None
             lease.generation = generation
-            with self.lock:
-                self._waiting.pop(key, None)
-                self._waiting[id(lease)] = started
-                lease.closed = False
-                key = 0
+            lease.number = number
+            lease.closed, number = False, 0
             if failure is not None:
                 return failed(lease, failure, *arguments)
             self.finish(lease, NOT_STARTED if response is REFUSED else OK)
             return response
         finally:
             failure = None  # or it would hold this frame, which holds it
-            if key:
+            if number:
                 with self.lock:
-                    self._waiting.pop(key, None)
+                    self._waiting.pop(number, None)
                     self.in_flight -= 1
 
     def _admit(self, lease: Lease, now: float, *, force: bool, granted: bool) -> bool:
@@ -142,7 +140,7 @@ class Node(NodeState):
         lease.generation = _NO_GENERATION  # in panic: what it reports is not a probe's result
         return force and breaker.state is not BreakerState.FORCED_OPEN
 
-    def answered(self, lease: Lease, *, healthy: bool) -> None:
+    def answered(self, lease: Lease, *, healthy: bool = True) -> None:
         """The response has started: it is no longer waited for, and its latency is known."""
         now = self._clock()
         opened_for, closed = 0.0, False
@@ -150,7 +148,7 @@ class Node(NodeState):
             if lease.closed or lease.latency is not None:
                 return
             lease.latency = now - lease.started
-            self._waiting.pop(id(lease), None)
+            self._waiting.pop(lease.number, None)
             if healthy:
                 if lease.latency < self._notable:
                     self.latency.observe(lease.latency, now)
@@ -176,10 +174,10 @@ class Node(NodeState):
         with self.lock:
             if lease.closed:
                 return False
-            waited = self._waiting.pop(id(lease), None)
+            waited = self._waiting.pop(lease.number, None)
             lease.closed = True  # after all calls: one that is interrupted before this is closed by the collector
             self.in_flight -= 1
-            if outcome.kind is OutcomeKind.OK:
+            if outcome.kind is _OK_KIND:
                 self.successes += 1
                 if waited is not None:
                     lease.latency = latency = now - waited

@@ -132,7 +132,7 @@ class NodeState:
         self._limiter = owner.limiter
         self.limit = None if self._limiter is None else self._limiter.endpoint_limit()
         """How many attempts it may have under way; None: any number."""
-        # Starting times of the attempts without an answer, in that order, by the id of their lease.
+        # Starting times of the attempts without an answer, in that order, by their number.
         self._waiting: dict[int, float] = {}
         # In the set, breaker closed, no limits: the one flag that the common path of `begin` looks at.
         self._normal = True
