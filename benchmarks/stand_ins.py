@@ -15,16 +15,23 @@ _MESSAGES = 1
 
 
 class _Answered(grpc.RpcError, grpc.Call, grpc.Future):
-    """A call of gRPC's that has ended well by the time that it is asked."""
+    """A call of gRPC's that goes well: without messages it has ended by the time that it is asked, and a stream tells
+    of its end when that is read."""
 
     def __init__(self, messages: int = 0) -> None:
         self._left = messages
+        self._callbacks: list[Callable[[], None]] = []
+        self._is_over = not messages
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
         if not self._left:
+            self._is_over = True
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
             raise StopIteration
         self._left -= 1
         return b""
@@ -39,10 +46,13 @@ class _Answered(grpc.RpcError, grpc.Call, grpc.Future):
         return None
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        return False
+        if not self._is_over:
+            self._callbacks.append(callback)
+        return not self._is_over
 
     def add_done_callback(self, fn: Callable[[Any], None]) -> None:
-        fn(self)
+        if not self.add_callback(lambda: fn(self)):
+            fn(self)
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.OK
@@ -63,13 +73,13 @@ class _Answered(grpc.RpcError, grpc.Call, grpc.Future):
         return False
 
     def running(self) -> bool:
-        return False
+        return not self._is_over
 
     def done(self) -> bool:
-        return True
+        return self._is_over
 
     def is_active(self) -> bool:
-        return False
+        return not self._is_over
 
     def time_remaining(self) -> None:
         return None
