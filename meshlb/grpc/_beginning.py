@@ -79,7 +79,7 @@ class Beginning(Method):
                     call._asked = (request, timeout, sent, credentials, compression, context)
                     call._variables = copy_context()
                     call._awaited = call._over = False
-                    call._reader = None
+                    call._driver = call._reader = None
                     # Weak: dropping the last reference to the call cancels it, as with gRPC's own.
                     ended = partial(first_attempt_ended, ref(call), lease)
                     if not inner.add_callback(ended):

@@ -6,6 +6,8 @@ import logging
 import threading
 from _thread import RLock  # threading.RLock is a Python function that calls this one
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import GeneratorType
 from typing import Any, Final
 
 logger = logging.getLogger("meshlb.grpc")
@@ -18,7 +20,6 @@ stream is sent once."""
 
 _OVERHEAD: Final = 64
 """Bytes that remembering a message takes, whatever its size: endless empty messages fill memory too."""
-
 
 _END: Final = object()
 
@@ -51,8 +52,8 @@ class RequestSource:
     still wanted (``_first_over``); whoever ends it sets this and then looks at that, so one of the two sees the other.
     """
 
-    __slots__ = ("_attempt", "_bytes", "_changed", "_dropped", "_ended", "_first_over", "_first_pulls", "_iterator",
-                 "_keeping", "_kept", "_limit", "_lock", "_position", "_pulling", "_serializer")  # fmt: skip
+    __slots__ = ("__dict__", "_attempt", "_bytes", "_ended", "_first_over", "_first_pulls", "_iterator", "_keeping",
+                 "_kept", "_limit", "_serializer")  # fmt: skip
 
     def __init__(
         self, iterator: Iterator[Any], serializer: Serializer | None = None, limit: int = REPLAY_LIMIT
@@ -66,28 +67,20 @@ class RequestSource:
         self._ended: BaseException | None = None
         self._attempt = 0  # the current one's number
         self._first_pulls = self._first_over = False
-        # For later attempts alone:
-        self._lock = RLock()  # a signal's handler may cancel the call
-        self._changed: threading.Condition | None = None  # once somebody has to wait
-        self._dropped = 0  # how many were forgotten at the front of _kept
-        self._pulling = False
-        self._position = 0  # how many messages the current one has got
 
     def attempt(self) -> Iterator[Any]:
         """The requests for a new attempt, from the beginning; the former attempt's end where they are."""
         if not self._attempt:
             self._attempt = 1
             return self._first()
-        with self._lock:
-            self._move_on()
-            self._position = 0
-            return self._further(self._attempt)
+        later = self._move_on()
+        return self._further(later, self._attempt)
 
     def rewind(self) -> bool:
         """The current attempt is over. Whether another one can send everything from the beginning."""
-        with self._lock:
-            self._move_on()
-            return self._dropped == 0 and self._keeping
+        later = self._move_on()
+        with later.lock:
+            return later.dropped == 0 and self._keeping
 
     def commit(self) -> None:
         """There will be no other attempt: forget what has been sent."""
@@ -95,10 +88,11 @@ class RequestSource:
             self._keeping = False
             self._kept.clear()
             return
-        with self._lock:
+        later = self._for_later()
+        with later.lock:
             self._keeping = False
-            del self._kept[: self._position - self._dropped]
-            self._dropped = self._position
+            del self._kept[: later.position - later.dropped]
+            later.dropped = later.position
 
     def close(self) -> None:
         """The call has ended: let go of whoever waits for a request."""
@@ -107,85 +101,95 @@ class RequestSource:
             self._keeping = False
             self._kept.clear()
             return
-        with self._lock:
-            self._move_on()
+        later = self._move_on()
+        with later.lock:
             self._keeping = False
             self._kept.clear()
 
-    def _move_on(self) -> None:
-        self._first_over = True
-        self._attempt += 1
-        self._wake()
+    def _for_later(self) -> _Later:
+        # One step, without a lock: several threads may be here, and a signal's handler in the midst of one.
+        later: _Later = vars(self).setdefault("later", _Later())
+        return later
 
-    def _wake(self) -> None:
-        with self._lock:
-            if self._changed is not None:
-                self._changed.notify_all()
+    def _move_on(self) -> _Later:
+        later = self._for_later()
+        with later.lock:
+            self._first_over = True
+            self._attempt += 1
+            later.position = 0
+            later.wake()
+        return later
 
     # Generators, and in one piece: a message costs no Python call but the caller's own.
 
     def _first(self) -> Iterator[Any]:
         """The first attempt's requests."""
         kept, iterator, serializer = self._kept, self._iterator, self._serializer
-        while True:
-            self._first_pulls = True
-            if self._first_over:
-                break
-            try:
-                message = next(iterator, _END)
-                if message is _END:
+        self._first_pulls = True
+        try:
+            if type(iterator) not in _BY_THE_BOOK and not _is_its_own(iterator):
+                iterator = iter(partial(next, iterator), _END)  # gRPC asks for no more than __next__, and for that
+            if not self._first_over:
+                for message in iterator:
+                    try:
+                        data = message if serializer is None else serializer(message)
+                    except Exception:
+                        data = refused()
+                    if self._keeping:
+                        # The last message does not count: it may be the only one, and then there would be no retry.
+                        if self._bytes > self._limit:
+                            self._keeping = False
+                            if not self._first_over:  # or another attempt may have been promised all of it
+                                kept.clear()
+                        self._bytes += _OVERHEAD + (len(data) if type(data) is bytes else 0)
+                    if self._keeping or self._first_over:
+                        kept.append(data)
+                    self._first_pulls = False
+                    if self._first_over:
+                        break
+                    yield data
+                    self._first_pulls = True
+                    if self._first_over:
+                        break
+                else:
                     self._ended = _STOPPED
-                    break
-                try:
-                    data = message if serializer is None else serializer(message)
-                except Exception:
-                    data = refused()
-            except BaseException as error:
-                self._ended = error
-                break
-            if self._keeping:
-                # The last message does not count: it may be the only one, and then there would be no retry.
-                if self._bytes > self._limit:
-                    self._keeping = False
-                    if not self._first_over:  # or another attempt may have been promised all of it
-                        kept.clear()
-                self._bytes += _OVERHEAD + (len(data) if type(data) is bytes else 0)
-            if self._keeping or self._first_over:
-                kept.append(data)
+        except GeneratorExit:
+            raise  # whoever pulled does not want any more; the caller's iterator has not ended
+        except BaseException as error:
+            self._ended = error
+            if not self._first_over:
+                raise
+        finally:
             self._first_pulls = False
             if self._first_over:
-                break
-            yield data
-        self._first_pulls = False
-        if self._first_over:
-            self._wake()
-        elif self._ended is not None and not isinstance(self._ended, StopIteration):
-            raise self._ended
+                later = self._for_later()
+                with later.lock:
+                    later.wake()
 
-    def _further(self, attempt: int) -> Iterator[Any]:
+    def _further(self, later: _Later, attempt: int) -> Iterator[Any]:
         """A later attempt's requests. The lock is not held when it yields."""
-        lock, kept, iterator, serializer = self._lock, self._kept, self._iterator, self._serializer
+        lock, kept, iterator, serializer = later.lock, self._kept, self._iterator, self._serializer
         data: Any
         while True:
             with lock:
                 if attempt != self._attempt:
                     return
-                at = self._position - self._dropped
+                at = later.position - later.dropped
                 if at < len(kept):
                     data = kept[at]
-                    self._position += 1
+                    later.position += 1
                     if not self._keeping:
                         del kept[: at + 1]
-                        self._dropped = self._position
+                        later.dropped = later.position
                 elif self._ended is not None:
                     break
-                elif self._pulling or self._first_pulls:
-                    if self._changed is None:
-                        self._changed = threading.Condition(lock)
-                    self._changed.wait()
+                elif later.pulling or self._first_pulls:
+                    if later.changed is None:
+                        later.changed = threading.Condition(lock)
+                    later.changed.wait()
                     continue
                 else:
-                    self._pulling = True
+                    later.pulling = True
                     at = -1
             if at < 0:
                 ended = None
@@ -194,18 +198,47 @@ class RequestSource:
                 except BaseException as error:
                     ended = error
                 with lock:
-                    self._pulling = False
+                    later.pulling = False
                     self._ended = ended
                     if ended is None:
                         if self._keeping:
                             self._keeping = self._bytes <= self._limit
                             self._bytes += _size(data)
                         kept.append(data)
-                    self._wake()
+                    later.wake()
                 continue
             yield data
         if not isinstance(self._ended, StopIteration):
             raise self._ended
+
+
+class _Later:
+    """What attempts after the first one need."""
+
+    __slots__ = ("changed", "dropped", "lock", "position", "pulling")
+
+    def __init__(self) -> None:
+        self.lock = RLock()  # a signal's handler may cancel the call
+        self.changed: threading.Condition | None = None  # once somebody has to wait
+        self.dropped = 0  # how many messages were forgotten at the front of those that are kept
+        self.pulling = False
+        self.position = 0  # how many messages the current attempt has got
+
+    def wake(self) -> None:
+        """Let those look again who wait; with the lock held."""
+        if self.changed is not None:
+            self.changed.notify_all()
+
+
+_BY_THE_BOOK: Final = frozenset({GeneratorType, type(iter([])), type(iter(()))})
+
+
+def _is_its_own(iterator: Any) -> bool:
+    """Whether it is an iterator by the book, which gives itself when it is asked for one."""
+    try:
+        return iter(iterator) is iterator
+    except Exception:
+        return False
 
 
 def _size(data: Any) -> int:

@@ -12,6 +12,7 @@ from meshlb.grpc._errors import DeadlineExceeded, LocalRpcError
 from meshlb.grpc._future import MeshCall
 from meshlb.grpc._idle import Silence
 from meshlb.grpc._types import StreamStreamMultiCallable, UnaryStreamMultiCallable
+from meshlb.model import OK
 
 
 class StreamCall(MeshCall):
@@ -26,65 +27,68 @@ class StreamCall(MeshCall):
         return self
 
     def __next__(self) -> Any:
-        reader = self._reader
+        # In one piece, for what a stream does that goes well; _driven_first has the rest.
+        reader = inner = self._reader
         if reader is None:
-            return self._first()
+            if self._driver is not None:
+                return self._driven_first()
+            inner = self._inner
         self._awaited = True
         try:
-            return next(reader)
-        except (StopIteration, grpc.RpcError) as error:
-            if self._driver is not None or not self._lease.closed:  # else it is known
-                self._is_over(reader, error)
-            raise
+            response = next(inner)
+            if reader is not None:
+                return response
+            lease = self._lease
+            lease.node.answered(lease)
+            # Asked after that: who takes the call over from now on sees by the lease that there was an answer.
+            driver = self._driver
+            if driver is None:
+                if self._source is not None:
+                    self._source.commit()
+            elif not driver.answered(inner):
+                return self._driven_first()
+            self._reader = inner
+            return response
+        except StopIteration:
+            if self._driver is None:
+                lease = self._lease
+                if not lease.closed:  # `_went_well`, written out
+                    lease.node.finish(lease, OK)
+                    if self._source is not None:
+                        self._source.close()
+            if self._driver is None or self._driver.settle(inner) or reader is not None:
+                raise
+        except grpc.RpcError as error:
+            if self._taken_over().settle(inner) or reader is not None:
+                raise
+            # Another attempt is on its way. The traceback would keep this object alive by way of this frame, and so
+            # keep the call from being cancelled when the caller drops it.
+            error.__traceback__ = None
         finally:
             self._awaited = False
             if self._over and not self._lease.closed:
                 self._settled()
+        return self._driven_first()
 
     def next(self) -> Any:
         return self.__next__()
 
-    def _first(self) -> Any:
+    def _driven_first(self) -> Any:
+        """The first response, of whatever attempt of the driver's has one."""
+        driver = self._taken_over()
         while True:
-            driver = self._driver
-            if driver is None:
-                inner = self._inner
-            else:
-                inner = driver.current()
-                if isinstance(inner, LocalRpcError):
-                    raise inner
-            self._awaited = True
+            inner = driver.current()
+            if isinstance(inner, LocalRpcError):
+                raise inner
             try:
                 response = next(inner)
-                if driver is None:
-                    lease = self._lease
-                    lease.node.answered(lease, healthy=True)
-                    # Asked after that: who takes the call over from now on sees by the lease that there was an answer.
-                    driver = self._driver
-                    if driver is None and self._source is not None:
-                        self._source.commit()
-                if driver is None or driver.answered(inner):
+                if driver.answered(inner):
                     self._reader = inner
                     return response
             except (StopIteration, grpc.RpcError) as error:
-                if self._is_over(inner, error):
+                if driver.settle(inner):
                     raise
-                # Another attempt is on its way. The traceback would keep this object alive by way of this frame, and
-                # so keep the call from being cancelled when the caller drops it.
-                error.__traceback__ = None
-            finally:
-                self._awaited = False
-                if self._over and not self._lease.closed:
-                    self._settled()
-
-    def _is_over(self, inner: Any, error: BaseException) -> bool:
-        """Whether the call has ended with the attempt whose stream has ended like this."""
-        if self._driver is None and isinstance(error, StopIteration):
-            if not self._lease.closed:
-                self._went_well()
-            if self._driver is None:
-                return True
-        return self._taken_over().settle(inner)
+                error.__traceback__ = None  # as above
 
 
 class TimedStreamCall(StreamCall):

@@ -206,10 +206,10 @@ def test_attempts_racing_for_the_messages() -> None:
         for number in range(4):
             requests, got = source.attempt(), []
             passes.append(got)
-            thread = threading.Thread(target=lambda requests=requests, got=got: got.extend(read(requests)))
+            thread = threading.Thread(target=got.extend, args=[requests])
             thread.start()
             threads.append(thread)
-            while number < 3 and source._position < 20 * number and thread.is_alive():
+            while number < 3 and len(got) < 20 * number and thread.is_alive():
                 pass
         for thread in threads:
             thread.join(10)
