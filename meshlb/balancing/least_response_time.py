@@ -176,10 +176,10 @@ class LeastResponseTimePicker(Generic[CandidateT]):
         in_flight = first.in_flight
         if latency.has_history:
             first_cost = latency.value
-            if latency.stamp < now:
-                first_cost *= exp((latency.stamp - now) * self._rate)
             if latency.penalty:
                 first_cost = latency.at(now)
+            elif first_cost > floor and latency.stamp < now:  # it only fades
+                first_cost *= exp((latency.stamp - now) * self._rate)
             if first_cost < floor:
                 first_cost = floor
             if in_flight:
@@ -196,10 +196,10 @@ class LeastResponseTimePicker(Generic[CandidateT]):
         in_flight = second.in_flight
         if latency.has_history:
             second_cost = latency.value
-            if latency.stamp < now:
-                second_cost *= exp((latency.stamp - now) * self._rate)
             if latency.penalty:
                 second_cost = latency.at(now)
+            elif second_cost > floor and latency.stamp < now:  # it only fades
+                second_cost *= exp((latency.stamp - now) * self._rate)
             if second_cost < floor:
                 second_cost = floor
             if in_flight:
