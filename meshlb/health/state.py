@@ -36,7 +36,7 @@ class CheckResult:
 class HealthState:
     """One endpoint's health. Changed on the control loop alone; read anywhere, without a lock."""
 
-    __slots__ = ("_options", "checked_at", "health", "last", "streak", "unsettled")
+    __slots__ = ("_options", "checked_at", "checks_failed", "checks_passed", "health", "last", "streak", "unsettled")
 
     def __init__(self, options: HealthCheck) -> None:
         self._options = options
@@ -44,6 +44,7 @@ class HealthState:
         self.last: CheckResult | None = None
         self.checked_at = 0.0
         """When ``last`` was."""
+        self.checks_passed = self.checks_failed = 0
         self.streak = 0
         """Results in a row that are like the last one."""
         self.unsettled = True
@@ -83,10 +84,13 @@ class HealthState:
         first, self.unsettled = self.unsettled, False
         options = self._options
         if result.passed:
+            self.checks_passed += 1
             if first or result.decisive or self.health is Health.UNKNOWN or self.streak >= options.healthy_threshold:
                 self.health = Health.HEALTHY
-        elif result.decisive or (first and options.wait_first) or self.streak >= options.unhealthy_threshold:
-            self.health = Health.UNHEALTHY
+        else:
+            self.checks_failed += 1
+            if result.decisive or (first and options.wait_first) or self.streak >= options.unhealthy_threshold:
+                self.health = Health.UNHEALTHY
         return before != (self.failed, self.awaited)
 
     def describe(self, now: float) -> str:

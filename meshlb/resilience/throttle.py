@@ -117,7 +117,7 @@ class AdaptiveThrottle:
     """
 
     __slots__ = ("_clock", "_history", "_lock", "_made", "_options", "_random", "_rejected", "_requests", "_span",
-                 "_until", "_watching")  # fmt: skip
+                 "_until", "_watching", "refused")  # fmt: skip
 
     def __init__(self, options: AdaptiveThrottling, clock: Callable[[], float], random: Random) -> None:
         self._options = options
@@ -131,6 +131,8 @@ class AdaptiveThrottle:
         self._history: list[tuple[int, int]] = [(0, 0)] * _SLICES
         self._requests = 0
         self._rejected = 0
+        self.refused = 0
+        """Calls refused here."""
         self._watching = False
         """Something was turned away within the window. Otherwise nothing can be refused, and no lock is taken."""
 
@@ -145,6 +147,7 @@ class AdaptiveThrottle:
             refused = self._watching and self._random.random() < self._probability()
             self._requests = self._made()
             self._rejected += refused
+            self.refused += refused
             return not refused
 
     def made(self) -> None:

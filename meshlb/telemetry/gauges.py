@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -47,6 +48,9 @@ class Reader:
     description: str
     read: Callable[[Cluster], Iterator[Reading]]
     per_endpoint: bool = True
+
+
+_of_service: Final = functools.partial(Reader, per_endpoint=False)
 
 
 def _each_node(cluster: Cluster) -> Iterator[tuple[Node, Attributes]]:
@@ -99,6 +103,13 @@ def _failures(cluster: Cluster) -> Iterator[Reading]:
         yield {**attributes, names.OUTCOME: OutcomeKind.OVERLOAD.value}, node.overloads
 
 
+def _health_checks(cluster: Cluster) -> Iterator[Reading]:
+    for node, attributes in _each_node(cluster):
+        if node.health is not None:
+            yield {**attributes, names.CHECK_RESULT: "passed"}, node.health.checks_passed
+            yield {**attributes, names.CHECK_RESULT: "failed"}, node.health.checks_failed
+
+
 def _endpoints(cluster: Cluster) -> Iterator[Reading]:
     counts = dict.fromkeys(_STATES, 0)
     for node in cluster.nodes:
@@ -111,6 +122,34 @@ def _endpoints(cluster: Cluster) -> Iterator[Reading]:
 
 def _retries(cluster: Cluster) -> Iterator[Reading]:
     yield service_attributes(cluster.query), cluster.retries
+
+
+def _ejections(cluster: Cluster) -> Iterator[Reading]:
+    yield service_attributes(cluster.query), cluster.ejections
+
+
+def _panic(cluster: Cluster) -> Iterator[Reading]:
+    yield service_attributes(cluster.query), int(cluster.view.panic)
+
+
+def _throttled(cluster: Cluster) -> Iterator[Reading]:
+    if cluster.throttling is not None:
+        yield service_attributes(cluster.query), cluster.throttling.refused
+
+
+def _in_use(cluster: Cluster) -> Iterator[Reading]:
+    if cluster.limiter is not None:
+        yield service_attributes(cluster.query), cluster.limiter.in_use
+
+
+def _waiting(cluster: Cluster) -> Iterator[Reading]:
+    if cluster.limiter is not None:
+        yield service_attributes(cluster.query), cluster.limiter.waiting
+
+
+def _rejected(cluster: Cluster) -> Iterator[Reading]:
+    if cluster.limiter is not None:
+        yield service_attributes(cluster.query), cluster.limiter.rejected
 
 
 def _age(cluster: Cluster) -> Iterator[Reading]:
@@ -126,21 +165,14 @@ READERS: Final = (
     Reader(names.ENDPOINT_STATES, Kind.UP_DOWN_COUNTER, "1", "1 for the state that it is in, else 0.", _state),
     Reader(names.ENDPOINT_CALLS, Kind.COUNTER, "{request}", "Attempts begun.", _calls),
     Reader(names.ENDPOINT_FAILURES, Kind.COUNTER, "{request}", "Attempts that counted against it.", _failures),
-    Reader(
-        names.SERVICE_ENDPOINTS,
-        Kind.UP_DOWN_COUNTER,
-        "{endpoint}",
-        "Endpoints of the service by state.",
-        _endpoints,
-        per_endpoint=False,
-    ),
-    Reader(
-        names.SERVICE_RETRIES,
-        Kind.COUNTER,
-        "{request}",
-        "Attempts beyond the first of their call.",
-        _retries,
-        per_endpoint=False,
-    ),
-    Reader(names.DISCOVERY_AGE, Kind.GAUGE, "s", "Time since the registry last answered.", _age, per_endpoint=False),
+    Reader(names.ENDPOINT_HEALTH_CHECKS, Kind.COUNTER, "{check}", "Active checks that told something.", _health_checks),
+    _of_service(names.SERVICE_ENDPOINTS, Kind.UP_DOWN_COUNTER, "{endpoint}", "Endpoints by state.", _endpoints),
+    _of_service(names.SERVICE_RETRIES, Kind.COUNTER, "{request}", "Attempts beyond the first of their call.", _retries),
+    _of_service(names.SERVICE_EJECTIONS, Kind.COUNTER, "{ejection}", "Endpoints taken out so far.", _ejections),
+    _of_service(names.SERVICE_PANIC, Kind.GAUGE, "1", "1 while even unfit endpoints are called, else 0.", _panic),
+    _of_service(names.SERVICE_THROTTLED, Kind.COUNTER, "{request}", "Calls refused by throttling.", _throttled),
+    _of_service(names.LIMITS_IN_USE, Kind.UP_DOWN_COUNTER, "{request}", "Attempts within the limits.", _in_use),
+    _of_service(names.LIMITS_WAITING, Kind.UP_DOWN_COUNTER, "{request}", "Calls that wait for a place.", _waiting),
+    _of_service(names.LIMITS_REJECTED, Kind.COUNTER, "{request}", "Calls refused by the limits.", _rejected),
+    _of_service(names.DISCOVERY_AGE, Kind.GAUGE, "s", "Time since the registry last answered.", _age),
 )

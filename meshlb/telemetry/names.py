@@ -60,6 +60,8 @@ OUTCOME: Final = "meshlb.outcome"
 LATENCY: Final = "meshlb.latency"
 """Seconds to the start of the response: the figure that balancing and the duration histogram took in."""
 ENDPOINT_STATE: Final = "meshlb.endpoint.state"
+CHECK_RESULT: Final = "meshlb.health_check.result"
+"""``passed`` or ``failed``."""
 
 # -- instruments -----------------------------------------------------------------------------------------------
 
@@ -75,8 +77,15 @@ ENDPOINT_STATES: Final = "meshlb.endpoint.state"
 ENDPOINT_WEIGHT: Final = "meshlb.endpoint.weight"
 ENDPOINT_CALLS: Final = "meshlb.endpoint.calls"
 ENDPOINT_FAILURES: Final = "meshlb.endpoint.failures"
+ENDPOINT_HEALTH_CHECKS: Final = "meshlb.endpoint.health_checks"
 SERVICE_ENDPOINTS: Final = "meshlb.service.endpoints"
 SERVICE_RETRIES: Final = "meshlb.service.retries"
+SERVICE_EJECTIONS: Final = "meshlb.service.ejections"
+SERVICE_PANIC: Final = "meshlb.service.panic"
+SERVICE_THROTTLED: Final = "meshlb.service.throttled"
+LIMITS_IN_USE: Final = "meshlb.limits.in_use"
+LIMITS_WAITING: Final = "meshlb.limits.waiting"
+LIMITS_REJECTED: Final = "meshlb.limits.rejected"
 DISCOVERY_AGE: Final = "meshlb.discovery.age"
 
 # -- context keys ----------------------------------------------------------------------------------------------

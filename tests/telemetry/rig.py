@@ -31,8 +31,14 @@ class Rig:
 
     def make_mesh(self, **settings: Any) -> Mesh:
         """Another mesh of the same program."""
-        given = {"tracer_provider": self.tracers, "meter_provider": self.meters, "clock": self.clock, **settings}
-        return LocalMesh({"orders": ENDPOINTS}, defaults=ServiceConfig(policy="round_robin"), **given)
+        given = {
+            "tracer_provider": self.tracers,
+            "meter_provider": self.meters,
+            "clock": self.clock,
+            "defaults": ServiceConfig(policy="round_robin"),
+            **settings,
+        }
+        return LocalMesh({"orders": ENDPOINTS}, **given)
 
     @property
     def span(self) -> ReadableSpan:

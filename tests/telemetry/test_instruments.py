@@ -1,22 +1,39 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
+import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from meshlb import Breaker, Endpoint, ServiceConfig, Status
+from meshlb import (
+    AdaptiveThrottling,
+    Breaker,
+    Endpoint,
+    Lease,
+    LimitExceeded,
+    Limits,
+    ServiceConfig,
+    Status,
+    TcpCheck,
+    Throttled,
+)
 from meshlb.call import Call, Safety
+from meshlb.health import CheckResult, HealthState
 from meshlb.model import NO_CONTEXT, Outcome, OutcomeKind, Sent
 from meshlb.telemetry import names
 from meshlb.telemetry.gauges import READERS
 from meshlb.testing import LocalMesh
+from tests.support.wait import eventually
 from tests.telemetry.rig import Rig
 
 FAILED = Outcome(OutcomeKind.FAILURE, Sent.ANSWERED, retryable=True, reason="503")
 OVERLOADED = Outcome(OutcomeKind.OVERLOAD, Sent.ANSWERED, reason="429")
 PORT = "network.peer.port"
+FIGURES = ("in_use", "waiting", "rejected")
+INSTRUMENTS = ("ENDPOINT_", "SERVICE_", "LIMITS_", "DISCOVERY_")
 
 
 def test_the_figures_of_each_endpoint(rig: Rig):
@@ -85,8 +102,72 @@ def test_the_figures_of_a_service(rig: Rig):
     assert rig.values("meshlb.service.retries", "meshlb.service") == {"orders": 1}
 
 
+def test_ejections_and_panic():
+    config = ServiceConfig(policy="round_robin", breaker=Breaker(consecutive_failures=1, jitter=0), panic_threshold=0.6)
+    with Rig(defaults=config) as rig:
+        assert rig.values("meshlb.service.ejections", "meshlb.service") == {"orders": 0}
+        assert rig.values("meshlb.service.panic", "meshlb.service") == {"orders": 0}
+        rig.cluster.start().close(FAILED)
+        rig.clock.advance(0)
+        assert rig.values("meshlb.service.ejections", "meshlb.service") == {"orders": 1}
+        assert rig.values("meshlb.service.panic", "meshlb.service") == {"orders": 1}
+
+
+def test_the_limits():
+    limits = Limits(max_concurrency=2, max_queue=1, queue_timeout=60)
+    with Rig(defaults=ServiceConfig(policy="round_robin", limits=limits)) as rig:
+
+        def figures() -> list[float]:
+            return [rig.values(f"meshlb.limits.{name}", "meshlb.service")["orders"] for name in FIGURES]
+
+        assert figures() == [0, 0, 0]
+        leases = [rig.cluster.start(), rig.cluster.start()]
+        assert figures() == [2, 0, 0]
+        late: list[Lease] = []
+        waiting = threading.Thread(target=lambda: late.append(rig.cluster.start()))
+        waiting.start()
+        eventually(lambda: figures() == [2, 1, 0])
+        with pytest.raises(LimitExceeded):
+            rig.cluster.start()
+        assert figures() == [2, 1, 1]
+        leases.pop().close()
+        waiting.join(10)
+        assert figures() == [2, 0, 1]
+        for lease in (*leases, *late):
+            lease.close()
+        assert figures() == [0, 0, 1]
+
+
+def test_what_throttling_refuses():
+    with Rig(defaults=ServiceConfig(throttling=AdaptiveThrottling())) as rig:
+        assert rig.values("meshlb.service.throttled", "meshlb.service") == {"orders": 0}
+        throttling = rig.cluster.throttling
+        assert throttling is not None
+        refused = 0
+        for _ in range(100):
+            try:
+                rig.cluster.start().close(OVERLOADED)
+                throttling.rejected()
+            except Throttled:
+                refused += 1
+        assert refused
+        assert rig.values("meshlb.service.throttled", "meshlb.service") == {"orders": refused}
+
+
+def test_active_checks(rig: Rig):
+    assert rig.points("meshlb.endpoint.health_checks") == []  # off
+    node = rig.cluster.nodes[0]
+    node.health = HealthState(TcpCheck())
+    for passed in (True, None, False, True):
+        node.health.observe(CheckResult(passed, "tcp"), 1.0)
+    port = node.endpoint.port
+    found = rig.values("meshlb.endpoint.health_checks", PORT, "meshlb.health_check.result")
+    assert found == {(port, "passed"): 2, (port, "failed"): 1}  # the one that proved nothing is neither
+
+
 def test_endpoints_can_be_left_out():
-    with Rig(endpoint_metrics=False) as rig:
+    config = ServiceConfig(limits=Limits(max_concurrency=1), throttling=AdaptiveThrottling())
+    with Rig(endpoint_metrics=False, defaults=config) as rig:
         for reader in READERS:
             assert bool(rig.points(reader.name)) is not reader.per_endpoint, reader.name
 
@@ -137,5 +218,5 @@ def test_a_mesh_that_is_dropped_unclosed_is_not_kept_alive():
 
 
 def test_all_names_of_instruments_are_in_use():
-    named = {value for name, value in vars(names).items() if name.startswith(("ENDPOINT_", "SERVICE_", "DISCOVERY_"))}
+    named = {value for name, value in vars(names).items() if name.startswith(INSTRUMENTS)}
     assert {reader.name for reader in READERS} == named
