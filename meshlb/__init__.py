@@ -17,6 +17,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from meshlb._lazy import lazily
+from meshlb.affinity import hash_key
 from meshlb.balancing import Policy, register_policy
 from meshlb.cluster import Cluster
 from meshlb.config import ServiceConfig
@@ -41,7 +42,6 @@ from meshlb.resilience import Breaker, Hedge, Retry, RetryBudget
 from meshlb.serving import deadline
 
 if TYPE_CHECKING:
-    from meshlb.affinity import Cookie, ForwardedFor, Header, PathSegment, QueryParameter, hash_key
     from meshlb.balancing import (
         ClientWeightedRoundRobin,
         ConsistentHash,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         WeightedRoundRobin,
     )
     from meshlb.health import CheckTLS, FunctionCheck, GrpcCheck, HttpCheck, TcpCheck
+    from meshlb.key_sources import Cookie, ForwardedFor, Header, PathSegment, QueryParameter
     from meshlb.resilience import AdaptiveThrottling, Gradient2, Limits, OutlierDetection, StateChange
     from meshlb.sessions import StickyCookie, StickyKey
     from meshlb.topology import (
@@ -76,9 +77,8 @@ _LATER = {
             "Header",
             "PathSegment",
             "QueryParameter",
-            "hash_key",
         ),
-        "meshlb.affinity",
+        "meshlb.key_sources",
     ),
     **dict.fromkeys(
         (

@@ -16,13 +16,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from meshlb._validate import integer
 from meshlb.errors import ConfigError
 from meshlb.model import NO_CONTEXT, CallContext, HashKey
-from meshlb.sessions import SessionTable
+
+if TYPE_CHECKING:
+    from meshlb.sessions import SessionTable
 
 logger = logging.getLogger("meshlb.affinity")
 
@@ -93,80 +93,7 @@ class KeyRequest(Protocol):
 
 
 KeySource = Callable[[KeyRequest], HashKey | None]
-"""Finds a key in a request, or None. Any function of a request is one; the classes below are the usual ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The value of a request header or metadata entry."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        _require_name("Header.name", self.name)
-
-    def __call__(self, request: KeyRequest) -> HashKey | None:
-        return request.header(self.name) or None
-
-
-@dataclass(frozen=True, slots=True)
-class Cookie:
-    """The value of a cookie that the request carries."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        _require_name("Cookie.name", self.name)
-
-    def __call__(self, request: KeyRequest) -> HashKey | None:
-        for pair in (request.header("cookie") or "").split(";"):
-            name, _, value = pair.strip().partition("=")
-            if name == self.name:
-                return value.strip('"') or None
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class QueryParameter:
-    """The first value of a parameter in the URL's query."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        _require_name("QueryParameter.name", self.name)
-
-    def __call__(self, request: KeyRequest) -> HashKey | None:
-        return request.query(self.name) or None
-
-
-@dataclass(frozen=True, slots=True)
-class PathSegment:
-    """One segment of the path, counted from 0: in ``/users/42/orders`` segment 1 is ``42``; negative from the end."""
-
-    index: int
-
-    def __post_init__(self) -> None:
-        integer("PathSegment.index", self.index, least=-100, most=100)
-
-    def __call__(self, request: KeyRequest) -> HashKey | None:
-        segments = [segment for segment in request.path.split("/") if segment]
-        return segments[self.index] if -len(segments) <= self.index < len(segments) else None
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardedFor:
-    """The original caller's address out of ``X-Forwarded-For`` (the first entry), or another header of that form.
-
-    Only as true as whoever set it: use it behind a proxy that overwrites what clients send.
-    """
-
-    name: str = "x-forwarded-for"
-
-    def __post_init__(self) -> None:
-        _require_name("ForwardedFor.name", self.name)
-
-    def __call__(self, request: KeyRequest) -> HashKey | None:
-        return (request.header(self.name) or "").split(",")[0].strip() or None
+"""Finds a key in a request, or None. Any function of a request is one; ``meshlb.key_sources`` has the usual ones."""
 
 
 def checked_sources(field: str, sources: KeySource | Iterable[KeySource] | None) -> tuple[KeySource, ...]:
@@ -220,8 +147,3 @@ def call_context(
     if key is None:
         return NO_CONTEXT
     return CallContext(key, method, session=None if cluster.sessions is None else cluster.sessions.session(key))
-
-
-def _require_name(field: str, name: object) -> None:
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{field}: {name!r} is not a name")

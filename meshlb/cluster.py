@@ -23,7 +23,6 @@ from meshlb.resilience.hedge import HedgeTimer
 from meshlb.resilience.queueing import Queueing
 from meshlb.scope import LeaseScope
 from meshlb.serving import note_in_vain
-from meshlb.sessions import CookieSessions, SessionTable, StickyCookie, StickyKey
 from meshlb.unavailable import describe_limits, why_unavailable
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         StallMonitor,
     )
     from meshlb.serving import Surroundings
+    from meshlb.sessions import CookieSessions, SessionTable
     from meshlb.view import View
 
 __all__ = ["Background", "Cluster", "ClusterListener"]
@@ -76,10 +76,17 @@ class Cluster(JudgedSet):
             query, config, clock=clock, random=random, background=background, on_resume=on_resume, stalls=stalls
         )
 
-        self.sessions = SessionTable(config.sticky, clock) if isinstance(config.sticky, StickyKey) else None
+        self.sessions: SessionTable | None = None
         """Where the sessions of keys are kept, if there are such."""
-        self.cookies = CookieSessions(config.sticky) if isinstance(config.sticky, StickyCookie) else None
+        self.cookies: CookieSessions | None = None
         """What reads and writes the cookies of sessions, if there are such."""
+        if config.sticky is not None:
+            from meshlb.sessions import CookieSessions, SessionTable, StickyKey
+
+            if isinstance(config.sticky, StickyKey):
+                self.sessions = SessionTable(config.sticky, clock)
+            else:
+                self.cookies = CookieSessions(config.sticky)
         self.hashes: bool = getattr(self.policy, "uses_key", False) or self.sessions is not None
         """Whether a call's key is looked at, by the policy or for its session, so that looking for one is worth it."""
         self.reads_calls: bool = self.hashes or self.cookies is not None

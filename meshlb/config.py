@@ -12,13 +12,13 @@ from meshlb.affinity import KeySource, checked_sources
 from meshlb.balancing import resolve_policy
 from meshlb.errors import ConfigError
 from meshlb.resilience import Breaker, Retry
-from meshlb.sessions import Sticky, StickyCookie, StickyKey
 
 if TYPE_CHECKING:
     from meshlb.balancing import Policy
     from meshlb.health import HealthCheck
     from meshlb.resilience import AdaptiveThrottling, Limits, OutlierDetection
     from meshlb.resilience.service_config import GrpcServiceConfig
+    from meshlb.sessions import Sticky
     from meshlb.topology import DeterministicAperture, Failover, RendezvousSubset, SlowStart, Zones
 
 
@@ -70,7 +70,7 @@ class ServiceConfig:
       (None: zones do not matter).
     * ``hash_on``: where a hash policy (``consistent_hash``, ``ip_hash``) finds the key in a request, in order of
       preference: ``Header("x-user")``, ``Cookie("session")``, ``QueryParameter``, ``PathSegment``, ``ForwardedFor``, or
-      a function of the request (see ``meshlb.affinity``). A key given with the call itself comes first.
+      a function of the request (see ``meshlb.key_sources``). A key given with the call itself comes first.
     * ``sticky``: the calls of one session stay with one instance, found by a ``StickyCookie`` or by a ``StickyKey`` of
       ``meshlb.sessions`` (None: every call is balanced by itself).
     * ``filter``: an expression in the registry's language (Consul: go-bexpr) that selects instances.
@@ -148,7 +148,12 @@ class ServiceConfig:
         if self.zones is not None and not isinstance(self.zones, topology.Zones):
             raise ConfigError(f"ServiceConfig.zones: {self.zones!r} is not a Zones (or None)")
         object.__setattr__(self, "hash_on", checked_sources("ServiceConfig.hash_on", self.hash_on))
-        if self.sticky is not None and not isinstance(self.sticky, StickyCookie | StickyKey):
-            raise ConfigError(f"ServiceConfig.sticky: {self.sticky!r} is not a StickyCookie or a StickyKey (or None)")
+        if self.sticky is not None:
+            from meshlb.sessions import StickyCookie, StickyKey
+
+            if not isinstance(self.sticky, StickyCookie | StickyKey):
+                raise ConfigError(
+                    f"ServiceConfig.sticky: {self.sticky!r} is not a StickyCookie or a StickyKey (or None)"
+                )
         if self.filter is not None and not (isinstance(self.filter, str) and self.filter.strip()):
             raise ConfigError(f"ServiceConfig.filter: {self.filter!r} is not a filter expression (or None)")

@@ -11,12 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from meshlb.affinity import Cookie, ForwardedFor, Header, KeySource, PathSegment, QueryParameter
+from meshlb.affinity import KeySource
 from meshlb.balancing import Policy, resolve_policy
 from meshlb.config import ServiceConfig
 from meshlb.discovery import ConsulDiscovery, StaticDiscovery
 from meshlb.errors import ConfigError
 from meshlb.health import CheckTLS, GrpcCheck, HttpCheck, TcpCheck
+from meshlb.key_sources import Cookie, ForwardedFor, Header, PathSegment, QueryParameter
 from meshlb.model import Endpoint, Status
 from meshlb.resilience import (
     AdaptiveThrottling,

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from meshlb.model import CallContext, Status
-from meshlb.sessions import Sticky
 
 if TYPE_CHECKING:
     from meshlb.node import Node
+    from meshlb.sessions import Sticky
     from meshlb.view import View
 
 

@@ -22,6 +22,7 @@ NOT_AT_IMPORT = [
     *(f"meshlb.resilience.{name}" for name in ("gradient", "limits", "outlier", "throttle", "service_config")),
     *("meshlb.health.checks", "meshlb.health.options", "meshlb.health.state", "meshlb.tiering", "meshlb.config_file"),
     *("meshlb.place", "meshlb.whereabouts"),
+    *("meshlb.key_sources", "meshlb.sessions", "base64"),
 ]
 LAZY = ["meshlb", "meshlb.balancing", "meshlb.health", "meshlb.resilience", "meshlb.topology"]
 

@@ -11,7 +11,7 @@ import tenacity
 
 import meshlb
 from meshlb import Endpoint, Retry, RetryBudget
-from meshlb.affinity import Header, PathSegment, QueryParameter
+from meshlb.key_sources import Header, PathSegment, QueryParameter
 from tests.http.drivers import Driver, drive, in_flight, mesh_of, patient
 from tests.support.backends import Backend
 
