@@ -46,6 +46,14 @@ _forks = 0
 """How many forks this process has seen coming."""
 _forking = False
 
+_idle_channels: Final[list[grpc.Channel]] = []
+"""Never connected and never closed: as long as one channel is open, gRPC does not shut itself down. It does that on a
+thread of its own, with the lock held that every new channel takes. A process forked meanwhile inherits it locked."""
+_stays_up = False
+"""Whether one of them is this process's; gRPC may close a parent's in its children."""
+_sees_forks = False
+"""Whether forks are announced to this module."""
+
 
 class GrpcProber:
     """A channel for each check, so that none fails for gRPC's own pause between two attempts to connect; and one for
@@ -79,6 +87,7 @@ class GrpcProber:
             ("grpc.max_receive_message_length", BODY_LIMIT),
         )
         _probers.add(self)
+        _keep_up()
 
     async def check(self, endpoint: Endpoint) -> CheckResult:
         forks = _forks
@@ -119,13 +128,7 @@ class GrpcProber:
             target = f"dns:///{endpoint.host}:{port}"
         else:
             target = f"ipv6:[{endpoint.host}]:{port}" if ":" in endpoint.host else f"ipv4:{endpoint.host}:{port}"
-        # An instrumentation replaces these functions by wrappers, which say what they wrap. Checks are not traced.
-        insecure, secure = inspect.unwrap(grpc.insecure_channel), inspect.unwrap(grpc.secure_channel)
-        channel: grpc.Channel
-        if self._credentials is None:
-            channel = insecure(target, self._channel_options)
-        else:
-            channel = secure(target, self._credentials, self._channel_options)
+        channel = _new_channel(target, self._credentials, self._channel_options)
         self._channels.add(channel)
         return channel
 
@@ -221,6 +224,31 @@ class _Watch:
             pass  # the control loop has ended
 
 
+def _new_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: tuple[tuple[str, Any], ...]
+) -> grpc.Channel:
+    # An instrumentation replaces these functions by wrappers, which say what they wrap. Checks are not traced.
+    channel: grpc.Channel
+    if credentials is None:
+        channel = inspect.unwrap(grpc.insecure_channel)(target, options)
+    else:
+        channel = inspect.unwrap(grpc.secure_channel)(target, credentials, options)
+    return channel
+
+
+def _keep_up() -> None:
+    """Keep gRPC from shutting down, and have checks broken off before a fork."""
+    global _sees_forks, _stays_up
+    if not _stays_up:
+        _stays_up = True
+        _idle_channels.append(_new_channel("ipv4:127.0.0.1:1", None, ()))
+    if not _sees_forks:
+        # Now that gRPC has a channel: what is registered last is run first, and with GRPC_ENABLE_FORK_SUPPORT=1 gRPC's
+        # first channel registers what holds up the threads that a channel's closing waits for.
+        _sees_forks = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
 async def _ended(call: Any) -> None:
     """Wait until a gRPC future is done."""
     loop = asyncio.get_running_loop()
@@ -264,11 +292,10 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _stays_up
     _probers.clear()  # the parent's
+    _stays_up = False
     _after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def health_request(service: str) -> bytes:

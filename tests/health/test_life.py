@@ -124,6 +124,8 @@ def test_checks_that_cannot_begin_are_begun_again(tmp_path, caplog):
 
 PROGRAM = """
     os.environ["GRPC_VERBOSITY"] = "ERROR"  # it remarks on threads of its own at each fork
+    os.environ.pop("GRPC_ENABLE_FORK_SUPPORT", None)
+    os.environ.update(ENVIRONMENT)
     from meshlb import HttpCheck, GrpcCheck
     check = CHECK(interval=0.05, unhealthy_interval=0.05, timeout=10, OPTIONS)
     mesh = Mesh(StaticDiscovery({"orders": ["ADDRESS"]}), defaults=ServiceConfig(health_check=check))
@@ -160,8 +162,19 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize(("kind", "options"), [("HttpCheck", ""), ("GrpcCheck", ""), ("GrpcCheck", "watch=True")])
-def test_each_process_of_a_fork_makes_its_own_checks(kind, options):
+@pytest.mark.parametrize(
+    ("kind", "options", "support"),
+    [
+        ("HttpCheck", "", None),
+        ("GrpcCheck", "", None),
+        ("GrpcCheck", "", "1"),
+        ("GrpcCheck", "watch=True", None),
+        ("GrpcCheck", "watch=True", "1"),
+    ],
+)
+def test_each_process_of_a_fork_makes_its_own_checks(kind, options, support):
+    environment = {} if support is None else {"GRPC_ENABLE_FORK_SUPPORT": support}
     with http_backends(1) as (backend,), health_server(Health()) as grpc_address:
         address = backend.address if kind == "HttpCheck" else grpc_address
-        run(PROGRAM.replace("CHECK", kind).replace("ADDRESS", address).replace("OPTIONS", options))
+        program = PROGRAM.replace("CHECK", kind).replace("ADDRESS", address).replace("OPTIONS", options)
+        run(program.replace("ENVIRONMENT", repr(environment)))
