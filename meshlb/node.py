@@ -12,8 +12,6 @@ from meshlb.resilience.breaker import BreakerState, CircuitBreaker, Verdict
 
 __all__ = ["NOT_STARTED", "Lease", "Node", "NodeOwner", "abandon"]
 
-_new: Final = object.__new__
-
 _OK_KIND: Final = OutcomeKind.OK  # looking up a member by its name takes longer than all else that is asked here
 
 _NO_GENERATION: Final = -1
@@ -44,10 +42,11 @@ class Node(NodeState):
     def begin(self, force: bool = False, *, granted: bool = False) -> Lease | None:
         """Start an attempt. None if the endpoint is retired, its breaker refuses, or there are as many as there may be;
         ``force`` passes the breaker by (panic). ``granted``: it is the call's turn in the queue of the limits."""
-        lease = _new(Lease)
+        lease = Lease()
         lease.closed = True  # until it is counted
         lease.node = self
-        lease.started = now = self._clock()
+        clock = self._clock  # an attribute first: Python has no short way to what is looked up as a method in a slot
+        lease.started = now = clock()
         lease.latency = None
         breaker = self.breaker
         lease.generation = 0 if breaker is None else breaker.generation
@@ -93,7 +92,8 @@ class Node(NodeState):
                 self._waiting[number] = started
             if not resource.closed:  # asked when the attempt counts: see EndpointResources
                 response = call(*arguments)
-                now = self._clock()
+                clock = self._clock
+                now = clock()
                 latency = now - started
                 with self.lock:
                     if latency < self._notable and now < self._quiet_until:
@@ -109,7 +109,7 @@ class Node(NodeState):
             failure = error
         # Something is to be decided after all, and for that a lease takes over.
         try:
-            lease = _new(Lease)
+            lease = Lease()
             lease.closed = True
             lease.node = self
             lease.started = started
@@ -142,7 +142,8 @@ class Node(NodeState):
 
     def answered(self, lease: Lease, *, healthy: bool = True) -> None:
         """The response has started: it is no longer waited for, and its latency is known."""
-        now = self._clock()
+        clock = self._clock
+        now = clock()
         opened_for, closed = 0.0, False
         with self.lock:
             if lease.closed or lease.latency is not None:
@@ -170,7 +171,8 @@ class Node(NodeState):
 
     def finish(self, lease: Lease, outcome: Outcome) -> bool:
         """End an attempt. False, and nothing happens, if it had ended already."""
-        now = self._clock()
+        clock = self._clock
+        now = clock()
         with self.lock:
             if lease.closed:
                 return False

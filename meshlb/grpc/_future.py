@@ -94,8 +94,7 @@ class MeshCall(grpc.RpcError, grpc.Call, Future):
         lease = self._lease
         if not lease.closed:
             lease.node.finish(lease, OK)
-            if self._source is not None:
-                self._source.close()
+            self._source = None
 
     def _taken_over(self) -> Driver:
         """The driver, which goes on with the first attempt if there has been none so far."""
@@ -284,7 +283,6 @@ def first_attempt_ended(call: weakref.ref[MeshCall], lease: Lease) -> None:
         return
     if caller._driver is None and not lease.closed and caller._inner.code() is _OK:
         lease.node.finish(lease, OK)  # `_went_well`, written out
-        if caller._source is not None:
-            caller._source.close()
+        caller._source = None
     else:
         caller._settled()

@@ -75,7 +75,7 @@ class Method:
     kind: ClassVar[str]
     """The name of the factory on ``grpc.Channel``: ``unary_unary``..."""
 
-    streams: ClassVar[bool] = False
+    streams: bool = False
     """Whether the response is a stream."""
 
     def __init__(

@@ -52,18 +52,16 @@ class RequestSource:
     still wanted (``_first_over``); whoever ends it sets this and then looks at that, so one of the two sees the other.
     """
 
-    __slots__ = ("__dict__", "_attempt", "_bytes", "_ended", "_first_over", "_first_pulls", "_iterator", "_keeping",
-                 "_kept", "_limit", "_serializer")  # fmt: skip
+    __slots__ = ("__dict__", "_attempt", "_ended", "_first_over", "_first_pulls", "_iterator", "_kept", "_serializer",
+                 "keeping")  # fmt: skip
 
-    def __init__(
-        self, iterator: Iterator[Any], serializer: Serializer | None = None, limit: int = REPLAY_LIMIT
-    ) -> None:
+    def __init__(self, iterator: Iterator[Any], serializer: Serializer | None = None) -> None:
         self._iterator = iterator
         self._serializer = serializer
-        self._limit = limit
         self._kept: list[Any] = []
-        self._bytes = 0  # of all messages pulled, as long as they are kept
-        self._keeping = True
+        self.keeping = True
+        """Whether another attempt may be made. While there is only the first one, setting it to False does for
+        ``commit``, which is a call; what has been sent is forgotten at the next request then."""
         self._ended: BaseException | None = None
         self._attempt = 0  # the current one's number
         self._first_pulls = self._first_over = False
@@ -80,17 +78,17 @@ class RequestSource:
         """The current attempt is over. Whether another one can send everything from the beginning."""
         later = self._move_on()
         with later.lock:
-            return later.dropped == 0 and self._keeping
+            return later.dropped == 0 and self.keeping
 
     def commit(self) -> None:
         """There will be no other attempt: forget what has been sent."""
         if not self._first_over:
-            self._keeping = False
+            self.keeping = False
             self._kept.clear()
             return
         later = self._for_later()
         with later.lock:
-            self._keeping = False
+            self.keeping = False
             del self._kept[: later.position - later.dropped]
             later.dropped = later.position
 
@@ -98,12 +96,12 @@ class RequestSource:
         """The call has ended: let go of whoever waits for a request."""
         if self._attempt == 1:
             self._first_over = True
-            self._keeping = False
+            self.keeping = False
             self._kept.clear()
             return
         later = self._move_on()
         with later.lock:
-            self._keeping = False
+            self.keeping = False
             self._kept.clear()
 
     def _for_later(self) -> _Later:
@@ -117,6 +115,7 @@ class RequestSource:
             self._first_over = True
             self._attempt += 1
             later.position = 0
+            later.size = sum(map(_size, self._kept))
             later.wake()
         return later
 
@@ -124,7 +123,7 @@ class RequestSource:
 
     def _first(self) -> Iterator[Any]:
         """The first attempt's requests."""
-        kept, iterator, serializer = self._kept, self._iterator, self._serializer
+        kept, iterator, serializer, size = self._kept, self._iterator, self._serializer, 0
         self._first_pulls = True
         try:
             if type(iterator) not in _BY_THE_BOOK and not _is_its_own(iterator):
@@ -135,15 +134,16 @@ class RequestSource:
                         data = message if serializer is None else serializer(message)
                     except Exception:
                         data = refused()
-                    if self._keeping:
-                        # The last message does not count: it may be the only one, and then there would be no retry.
-                        if self._bytes > self._limit:
-                            self._keeping = False
-                            if not self._first_over:  # or another attempt may have been promised all of it
-                                kept.clear()
-                        self._bytes += _OVERHEAD + (len(data) if type(data) is bytes else 0)
-                    if self._keeping or self._first_over:
+                    # The last message does not count: it may be the only one, and then there would be no retry.
+                    if self.keeping and size > REPLAY_LIMIT:
+                        self.keeping = False
+                    if self.keeping:
+                        size += _OVERHEAD + (len(data) if type(data) is bytes else 0)
                         kept.append(data)
+                    elif self._first_over:
+                        kept.append(data)  # another attempt may have been promised all of it
+                    elif kept:
+                        kept.clear()
                     self._first_pulls = False
                     if self._first_over:
                         break
@@ -178,7 +178,7 @@ class RequestSource:
                 if at < len(kept):
                     data = kept[at]
                     later.position += 1
-                    if not self._keeping:
+                    if not self.keeping:
                         del kept[: at + 1]
                         later.dropped = later.position
                 elif self._ended is not None:
@@ -201,9 +201,9 @@ class RequestSource:
                     later.pulling = False
                     self._ended = ended
                     if ended is None:
-                        if self._keeping:
-                            self._keeping = self._bytes <= self._limit
-                            self._bytes += _size(data)
+                        if self.keeping:
+                            self.keeping = later.size <= REPLAY_LIMIT
+                            later.size += _size(data)
                         kept.append(data)
                     later.wake()
                 continue
@@ -215,7 +215,7 @@ class RequestSource:
 class _Later:
     """What attempts after the first one need."""
 
-    __slots__ = ("changed", "dropped", "lock", "position", "pulling")
+    __slots__ = ("changed", "dropped", "lock", "position", "pulling", "size")
 
     def __init__(self) -> None:
         self.lock = RLock()  # a signal's handler may cancel the call
@@ -223,6 +223,7 @@ class _Later:
         self.dropped = 0  # how many messages were forgotten at the front of those that are kept
         self.pulling = False
         self.position = 0  # how many messages the current attempt has got
+        self.size = 0  # bytes of all that are kept, but for one that a former attempt has still pulled
 
     def wake(self) -> None:
         """Let those look again who wait; with the lock held."""

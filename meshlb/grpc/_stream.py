@@ -43,8 +43,9 @@ class StreamCall(MeshCall):
             # Asked after that: who takes the call over from now on sees by the lease that there was an answer.
             driver = self._driver
             if driver is None:
-                if self._source is not None:
-                    self._source.commit()
+                source = self._source
+                if source is not None:
+                    source.keeping = False
             elif not driver.answered(inner):
                 return self._driven_first()
             self._reader = inner
@@ -54,8 +55,7 @@ class StreamCall(MeshCall):
                 lease = self._lease
                 if not lease.closed:  # `_went_well`, written out
                     lease.node.finish(lease, OK)
-                    if self._source is not None:
-                        self._source.close()
+                    self._source = None
             if self._driver is None or self._driver.settle(inner) or reader is not None:
                 raise
         except grpc.RpcError as error:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshlb.grpc import _requests
 from meshlb.grpc._requests import RequestSource, serialized
 
 
-def source_of(messages: Iterator[object], **options: int) -> RequestSource:
-    return RequestSource(messages, lambda message: str(message).encode(), **options)
+def source_of(messages: Iterator[object]) -> RequestSource:
+    return RequestSource(messages, lambda message: str(message).encode())
+
+
+def limited_to(size: int) -> AbstractContextManager[object]:
+    return patch.object(_requests, "REPLAY_LIMIT", size)
 
 
 def read(requests: Iterator[bytes], count: int | None = None) -> list[bytes]:
@@ -41,26 +48,50 @@ def test_every_attempt_sees_everything(total: int, reads: list[int]) -> None:
     commit_at=st.integers(0, 25),
 )
 def test_the_current_attempt_sees_everything_whatever_is_forgotten(total: int, limit: int, commit_at: int) -> None:
-    source = source_of(iter(range(total)), limit=limit)
-    read(source.attempt(), 2)
-    if not source.rewind():
-        return  # then there is no other attempt
-    requests = source.attempt()
-    got = read(requests, commit_at) if commit_at else []
-    source.commit()
-    got += read(requests)
+    source = source_of(iter(range(total)))
+    with limited_to(limit):
+        read(source.attempt(), 2)
+        if not source.rewind():
+            return  # then there is no other attempt
+        requests = source.attempt()
+        got = read(requests, commit_at) if commit_at else []
+        source.commit()
+        got += read(requests)
     assert got == [str(number).encode() for number in range(total)]
     assert source._kept == []
     assert not source.rewind()
 
 
 def test_beyond_the_limit_nothing_is_kept() -> None:
-    source = source_of(iter(["x" * 100] * 100), limit=1000)
+    source = source_of(iter(["x" * 100] * 100))
     requests = source.attempt()
-    for count in range(1, 101):
-        next(requests)
-        assert source._keeping == (count <= 7)  # 100 bytes and 64 for remembering each, without the last one
-        assert len(source._kept) <= 7
+    with limited_to(1000):
+        for count in range(1, 101):
+            next(requests)
+            assert source.keeping == (count <= 7)  # 100 bytes and 64 for remembering each, without the last one
+            assert len(source._kept) <= 7
+
+
+def test_beyond_the_limit_a_later_attempt_keeps_nothing_either() -> None:
+    source = source_of(iter(["x" * 100] * 100))
+    with limited_to(1000):
+        read(source.attempt(), 3)
+        assert source.rewind()
+        requests = source.attempt()
+        for count in range(1, 101):
+            next(requests)
+            assert source.keeping == (count <= 7)
+            assert len(source._kept) <= 7
+    assert not source.rewind()
+
+
+def test_what_was_sent_is_forgotten_when_no_other_attempt_may_follow() -> None:
+    source = source_of(iter("abcd"))
+    requests = source.attempt()
+    assert (next(requests), next(requests)) == (b"a", b"b")
+    source.keeping = False
+    assert (next(requests), source._kept, next(requests)) == (b"c", [], b"d")
+    assert not source.rewind()
 
 
 def test_endless_empty_messages_are_not_kept_either() -> None:
@@ -183,16 +214,17 @@ def test_a_message_pulled_while_the_attempt_ends_is_not_lost_to_the_limit() -> N
         yield "c"
         yield "d"
 
-    source = source_of(slow(), limit=1000)
-    first = source.attempt()
-    thread = threading.Thread(target=lambda: read(first))
-    thread.start()
-    assert pulling.wait(10)
-    assert source.rewind()
-    proceed.set()
-    thread.join(10)
-    second = source.attempt()
-    assert [data[:1] for data in read(second)] == [b"a", b"b", b"c", b"d"]
+    source = source_of(slow())
+    with limited_to(1000):
+        first = source.attempt()
+        thread = threading.Thread(target=lambda: read(first))
+        thread.start()
+        assert pulling.wait(10)
+        assert source.rewind()
+        proceed.set()
+        thread.join(10)
+        second = source.attempt()
+        assert [data[:1] for data in read(second)] == [b"a", b"b", b"c", b"d"]
     assert not source.rewind()
     assert source._kept == []
 
