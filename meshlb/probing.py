@@ -18,8 +18,8 @@ from meshlb.control import weakly
 if TYPE_CHECKING:
     from meshlb.balancing.orca import LoadReport
     from meshlb.balancing.probes import Probes
-    from meshlb.cluster import Cluster
     from meshlb.node import Node
+    from meshlb.picking_set import PickingSet
 
 logger = logging.getLogger("meshlb.cluster")
 
@@ -46,7 +46,7 @@ class Prober(Protocol):
 class Probing:
     """The probes of a cluster whose policy has ``probes``, for as long as an adapter that can make them lives."""
 
-    def __init__(self, cluster: Cluster, probes: Probes) -> None:
+    def __init__(self, cluster: PickingSet, probes: Probes) -> None:
         self._cluster = weakref.ref(cluster)
         self._probes = probes
         self._probers: list[weakref.ref[Prober]] = []
@@ -74,7 +74,7 @@ class Probing:
         if self._arm(cluster) is None:  # in the child of a fork, before the first use there, which resumes this too
             self._armed = False
 
-    def _arm(self, cluster: Cluster) -> object:
+    def _arm(self, cluster: PickingSet) -> object:
         return cluster.call_later(self._probes.interval, weakly(Probing._look, self))
 
     def _prober(self) -> Prober | None:
