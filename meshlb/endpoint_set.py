@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meshlb.config import ServiceConfig
     from meshlb.health.monitor import HealthMonitor
     from meshlb.place import Place
-    from meshlb.resilience import ConcurrencyLimiter
+    from meshlb.resilience import ConcurrencyLimiter, StallMonitor
     from meshlb.tiering import Tiering
 
 logger = logging.getLogger("meshlb.cluster")
@@ -72,6 +72,7 @@ class EndpointSet:
         random: Random,
         background: Background,
         on_resume: Callable[[], None] | None = None,
+        stalls: StallMonitor | None = None,
     ) -> None:
         self.query = query
         self.limiter: ConcurrencyLimiter | None = None
@@ -84,6 +85,8 @@ class EndpointSet:
         self._environment = PolicyEnvironment(query.service, clock, random)
         self._background = background
         self._on_resume = on_resume
+        self.stalls = stalls
+        """Knows when this process stood still; None: it never did (a simulation)."""
         self._listeners: weakref.WeakSet[ClusterListener] = weakref.WeakSet()
         tiered = config.failover  # another tier can take over, so its own limit counts
         percent = config.max_ejection_percent if tiered is None else tiered.max_ejection_percent
@@ -110,13 +113,18 @@ class EndpointSet:
         self._closed = False
         self._dormant = False
         """In the child of a fork, before the first use there."""
+        self._set_up()
         self._start_afresh()
+
+    def _set_up(self) -> None:
+        """Make what this object has from its beginning, in the child of a fork too."""
 
     def _make_node(self, endpoint: Endpoint, cap: EjectionCap) -> Node:
         """The live state of an endpoint that is new in the set."""
         raise NotImplementedError
 
     def _start_afresh(self) -> None:
+        """Make what a process has for itself."""
         if self.config.limits is not None:
             self.limiter = resilience.ConcurrencyLimiter(self.config.limits)
         self._lock = threading.RLock()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from meshlb import health, resilience  # what is off is not imported
 from meshlb.balancing.ewma import PeakEwma
 from meshlb.change_log import ChangeLog
 from meshlb.control import weakly
-from meshlb.discovery.base import ServiceQuery
-from meshlb.endpoint_set import Background, EndpointSet
+from meshlb.endpoint_set import EndpointSet
 from meshlb.errors import ConfigError
 from meshlb.limited_node import LimitedNode
 from meshlb.model import Endpoint
@@ -23,8 +21,7 @@ from meshlb.resilience.breaker import BreakerState
 from meshlb.state_changes import StateChanges, why
 
 if TYPE_CHECKING:
-    from meshlb.config import ServiceConfig
-    from meshlb.resilience import OutlierDetector, StallMonitor
+    from meshlb.resilience import OutlierDetector
 
 logger = logging.getLogger("meshlb.cluster")
 
@@ -49,27 +46,16 @@ class JudgedSet(EndpointSet):
     Nodes report from any thread, and are heard on the control loop.
     """
 
-    def __init__(
-        self,
-        query: ServiceQuery,
-        config: ServiceConfig,
-        *,
-        clock: Callable[[], float],
-        random: Random,
-        background: Background,
-        on_resume: Callable[[], None] | None = None,
-        stalls: StallMonitor | None = None,
-    ) -> None:
-        self.stalls = stalls
-        """Knows when this process stood still; None: it never did (a simulation)."""
-        self._state_changes = StateChanges(str(query), () if config.breaker is None else config.breaker.listeners)
+    def _set_up(self) -> None:
+        super()._set_up()
+        breaker, outlier = self.config.breaker, self.config.outlier
+        self._state_changes = StateChanges(str(self.query), () if breaker is None else breaker.listeners)
         self._outliers: OutlierDetector[Node] | None = None
-        if config.outlier is not None:
-            self._outliers = resilience.OutlierDetector(config.outlier, random)
+        if outlier is not None:
+            self._outliers = resilience.OutlierDetector(outlier, self._random)
         self._abandoned: deque[Lease] = deque()
         self._closing_abandoned = False
         """The control loop has been asked to close them."""
-        super().__init__(query, config, clock=clock, random=random, background=background, on_resume=on_resume)
 
     def _start_afresh(self) -> None:
         super()._start_afresh()

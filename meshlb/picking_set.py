@@ -5,13 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable
-from random import Random
 from typing import TYPE_CHECKING
 
 from meshlb import resilience  # what is off is not imported
-from meshlb.discovery.base import ServiceQuery
-from meshlb.endpoint_set import Background
 from meshlb.errors import SessionLost, Throttled
 from meshlb.judged_set import ABANDONED_FOR_EACH, JudgedSet
 from meshlb.model import NO_CONTEXT, CallContext
@@ -23,7 +19,6 @@ from meshlb.serving import note_in_vain
 if TYPE_CHECKING:
     from meshlb.affinity import KeySource
     from meshlb.balancing.orca import LoadReport
-    from meshlb.config import ServiceConfig
     from meshlb.node import Lease, Node
     from meshlb.resilience import (
         AdaptiveThrottle,
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
         Hedge,
         RetryThrottle,
         RetryThrottling,
-        StallMonitor,
     )
     from meshlb.serving import Surroundings
     from meshlb.sessions import CookieSessions, SessionTable
@@ -47,28 +41,9 @@ class PickingSet(JudgedSet):
     that no pick takes.
     """
 
-    def __init__(
-        self,
-        query: ServiceQuery,
-        config: ServiceConfig,
-        *,
-        clock: Callable[[], float],
-        random: Random,
-        background: Background,
-        on_resume: Callable[[], None] | None = None,
-        stalls: StallMonitor | None = None,
-    ) -> None:
-        self.budget: TokenBudget | None = None
-        self.throttling: AdaptiveThrottle | None = None
-        """What refuses calls here while the service turns most of them away."""
-        self.retries = 0
-        """Attempts beyond the first of their call."""
-        self.probing: Probing | None = None
-        """Where adapters enter what makes explicit probes; None if the policy wants none."""
-        super().__init__(
-            query, config, clock=clock, random=random, background=background, on_resume=on_resume, stalls=stalls
-        )
-
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
         self.sessions: SessionTable | None = None
         """Where the sessions of keys are kept, if there are such."""
         self.cookies: CookieSessions | None = None
@@ -77,7 +52,7 @@ class PickingSet(JudgedSet):
             from meshlb.sessions import CookieSessions, SessionTable, StickyKey
 
             if isinstance(config.sticky, StickyKey):
-                self.sessions = SessionTable(config.sticky, clock)
+                self.sessions = SessionTable(config.sticky, self.clock)
             else:
                 self.cookies = CookieSessions(config.sticky)
         self.hashes: bool = getattr(self.policy, "uses_key", False) or self.sessions is not None
@@ -88,20 +63,25 @@ class PickingSet(JudgedSet):
         self.key_sources: tuple[KeySource, ...] = config.hash_on  # type: ignore[assignment]  # ServiceConfig made it one
         self.wants_reports: bool = getattr(self.policy, "wants_reports", False)
         """Whether the policy goes by what endpoints report of their load, so that looking for it is worth it."""
-        if (probes := getattr(self.policy, "probes", None)) is not None:
-            self.probing = Probing(self, probes)
+        probes = getattr(self.policy, "probes", None)
+        self.probing: Probing | None = None if probes is None else Probing(self, probes)
+        """Where adapters enter what makes explicit probes; None if the policy wants none."""
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
         if self.probing is not None:
             self.probing.after_fork_in_child()
         self.retries = 0
+        """Attempts beyond the first of their call."""
         self._retries_lock = threading.Lock()
-        retry = self.config.retry
+        retry, throttling = self.config.retry, self.config.throttling
+        self.budget: TokenBudget | None = None
         if retry is not None and retry.budget is not None:
             self.budget = TokenBudget(retry.budget, self.clock)
-        if self.config.throttling is not None:
-            self.throttling = resilience.AdaptiveThrottle(self.config.throttling, self.clock, self._random)
+        self.throttling: AdaptiveThrottle | None = None
+        """What refuses calls here while the service turns most of them away."""
+        if throttling is not None:
+            self.throttling = resilience.AdaptiveThrottle(throttling, self.clock, self._random)
         self._retry_throttles: dict[RetryThrottling, RetryThrottle] = {}
         self._hedge_timers: dict[tuple[str, Hedge], HedgeTimer] = {}
 

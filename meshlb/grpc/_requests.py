@@ -72,6 +72,7 @@ class RequestSource:
             self._attempt = 1
             return self._first()
         later = self._move_on()
+        later.size = sum(map(_size, self._kept))
         return self._further(later, self._attempt)
 
     def rewind(self) -> bool:
@@ -115,7 +116,6 @@ class RequestSource:
             self._first_over = True
             self._attempt += 1
             later.position = 0
-            later.size = sum(map(_size, self._kept))
             later.wake()
         return later
 
